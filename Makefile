@@ -1,0 +1,48 @@
+# make demo    the whole chain on 4,000 real stars, results under demo/run/
+# make test    the tests
+# make lint    style checks
+# make bench   speed and accuracy figures
+# make clean   remove .venv, caches and demo/run/
+# Each target first makes .venv and installs into it what it needs; PYTHON picks the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/run.stamp
+	@$(PY) demo/run_demo.py
+
+test: $(VENV)/dev.stamp
+	@$(PY) -m pytest -q
+
+lint: $(VENV)/dev.stamp
+	@$(PY) -m ruff check --quiet .
+
+bench: $(VENV)/dev.stamp
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script; done
+
+clean:
+	@rm -rf $(VENV) demo/run .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	    { rm -rf $(VENV); echo "no working venv module: on Debian, apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
+	@echo "installing requirements.txt into $(VENV) (about 2.6 GB, a few minutes the first time)"
+	@$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/run.stamp
+	@echo "installing requirements-dev.txt into $(VENV)"
+	@$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
