@@ -320,7 +320,7 @@ def output_state(path, inputs=()) -> State:
         attrs = _check_whole(path)
     except ShardError as error:
         return State(Status.PARTIAL, str(error))
-    recorded = {tuple((e["name"], e["identity"])) for e in json.loads(attrs.get("inputs", "[]"))}
+    recorded = {(e["name"], e["identity"]) for e in json.loads(attrs.get("inputs", "[]"))}
     now = {tuple(entry) for entry in _identities(inputs)}
     if recorded == now:
         return State(Status.COMPLETE)
@@ -487,8 +487,8 @@ class ShardWriter:
         if shape and min(shape) > 0:  # neither scalars nor empty datasets can be chunked
             row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:])))
             chunk_rows = min(shape[0], max(1, CHUNK_BYTES // row_bytes))
-            filters = dict(chunks=(chunk_rows, *shape[1:]), compression="gzip", compression_opts=1)
-            filters |= dict(shuffle=True, fletcher32=True)
+            filters = {"chunks": (chunk_rows, *shape[1:]), "shuffle": True, "fletcher32": True}
+            filters |= {"compression": "gzip", "compression_opts": 1}
         dataset = self._file.create_dataset(name, shape=shape, dtype=dtype, **filters)
         written = np.zeros(shape[0], bool) if rows else None
         column = _Column(dataset, written, hashlib.blake2b(digest_size=20))
@@ -518,7 +518,9 @@ class ShardWriter:
         for name, column in self._columns.items():
             if column.written is not None and not column.written.all():
                 missing = int((~column.written).sum())
-                raise ShardError(f"{self.path}: {missing} of {self.n_rows} {name} are unwritten")
+                raise ShardError(
+                    f"{self.path}: {missing} of {self.n_rows} rows of {name} were not written"
+                )
         attrs = self._file.attrs
         for key, value in self._attrs.items():
             attrs[key] = value
@@ -711,7 +713,7 @@ def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=20
             first, last = int(rows[0]), int(rows[-1]) + 1
             required, optional = columns["xp"]
             xp_table = reader.read_table(required, first, last, optional)
-            tables = {kind: None for kind in KINDS} | {
+            tables = dict.fromkeys(KINDS) | {
                 kind: {name: column[rows] for name, column in table.items()}
                 for kind, table in joined.items()
             }
