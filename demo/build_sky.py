@@ -109,7 +109,7 @@ def choose_stars(source_id, n, seed):
         raise UsageError(f"--n {n}: at least 1 star is needed")
     copy, index = np.divmod(np.arange(n), len(source_id))
     row = np.random.default_rng(seed).permutation(len(source_id))[index]
-    if copy[-1] >= ID_STEP or np.any(source_id % ID_STEP):
+    if copy[-1] and (copy[-1] >= ID_STEP or np.any(source_id % ID_STEP)):
         most = ID_STEP * len(source_id)
         raise UsageError(
             f"--n {n}: at most {most} stars can be made of the {len(source_id)} in the file, "
