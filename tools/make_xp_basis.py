@@ -4,15 +4,15 @@
 
 GaiaXPy (PyPI package `gaiaxpy`, BSD-3-Clause, Gaia DPAC) holds the instrument models that turn the
 55 + 55 coefficients of a Gaia DR3 BP/RP mean spectrum into a flux at any wavelength: `v375wi` for
-BP and `v142r` for RP. Only its public function `calibrate` is called here. Sampling is linear in the
-coefficients, so a made-up source whose only non-zero coefficient is the i-th returns row i of the
-design matrix:
+BP and `v142r` for RP. Only its public function `calibrate` is called here. Sampling is linear in
+the coefficients, so a made-up source whose only non-zero coefficient is the i-th returns row i of
+the design matrix:
 
 - with the other band missing, `calibrate` returns the band's own flux: the design matrix;
 - with both bands present and the other one zero, it returns the same times the merge weight.
 
-Writes an .npz (about 30 kB, made in seconds): `wavelength` (61,) nm, `bp_design`, `rp_design` (55, 61) in
-1e-18 W m^-2 nm^-1 per unit coefficient (zero where the band has no weight), `bp_weight`,
+Writes an .npz (30 kB, made in seconds): `wavelength` (61,) nm, `bp_design`, `rp_design` (55, 61)
+in 1e-18 W m^-2 nm^-1 per unit coefficient (zero where the band has no weight), `bp_weight`,
 `rp_weight` (61,), and the texts `source` and `unit`. GaiaXPy is needed for this script and for the
 tests only.
 """
