@@ -37,6 +37,7 @@ FID_PATTERN = re.compile(r"\d{6}-\d{6}")
 CHUNK_BYTES = 1 << 18  # of a dataset's chunk: small enough for sparse rows, large enough for gzip
 CACHE_BYTES = 1 << 25  # per dataset read: foreign files may hold large or column-wise chunks
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
+MOST_INPUTS = 64  # named one by one in an output; more are named by folder
 PACKAGES = ("numpy", "scipy", "h5py", "astropy", "tensorflow")
 
 
@@ -50,20 +51,24 @@ class UsageError(ShardError):
 
 @dataclass(frozen=True)
 class ShardKind:
-    """Where the shards of one kind live; `foreign` files are not written by this project."""
+    """Where the shards of one kind live.
+
+    foreign: not written by this project. optional: its folder may be left out with --without.
+    """
 
     folder: str
     prefix: str
     id_column: str = "gdr3_source_id"
     foreign: bool = False
+    optional: bool = False
 
 
 KINDS = {
     "xp": ShardKind("xp_continuous_mean_spectrum", "XpContinuousMeanSpectrum", "source_id", True),
     "metadata": ShardKind("xp_metadata", "xp_metadata", "source_id"),
-    "tmass": ShardKind("xp_tmass_match", "xp_tmass_match"),
-    "unwise": ShardKind("xp_unwise_match", "xp_unwise_match"),
-    "reddening": ShardKind("xp_dustmap_match", "xp_reddening_match"),
+    "tmass": ShardKind("xp_tmass_match", "xp_tmass_match", optional=True),
+    "unwise": ShardKind("xp_unwise_match", "xp_unwise_match", optional=True),
+    "reddening": ShardKind("xp_dustmap_match", "xp_reddening_match", optional=True),
     "opt_input": ShardKind("xp_opt_input_files", "xp_opt_input"),
     "opt_output": ShardKind("xp_opt_output_files", "xp_opt_output"),
 }
@@ -100,10 +105,8 @@ def used_kinds(data_dir, kinds, without=()) -> list[str]:
     for kind in used:
         folder = Path(data_dir) / KINDS[kind].folder
         if not folder.is_dir():
-            raise UsageError(
-                f"{folder}: no such folder; make it with its step, "
-                f"or leave it out with --without {kind} where the step has that option"
-            )
+            way_out = f", or leave it out with --without {kind}" if KINDS[kind].optional else ""
+            raise UsageError(f"{folder}: no such folder; make it with its step{way_out}")
     return used
 
 
@@ -241,8 +244,28 @@ def identity(path) -> str:
     return f"size {stat.st_size} mtime {stat.st_mtime_ns}"
 
 
-def _identities(inputs) -> list[list[str]]:
-    return sorted([Path(path).name, identity(path)] for path in inputs)
+def _input_entries(inputs) -> list[dict]:
+    """Name, size and identity of each input; of each folder where they are many.
+
+    HDF5 attributes hold at most 64 kB, and one file may be made from 17,000.
+    """
+    entries = [
+        {"name": Path(path).name, "identity": identity(path), "size": os.stat(path).st_size}
+        for path in inputs
+    ]
+    if len(entries) <= MOST_INPUTS:
+        return entries
+    folders = {}
+    for path, entry in zip(inputs, entries, strict=True):
+        folders.setdefault(Path(path).parent.name, []).append(entry)
+    return [
+        {
+            "name": f"{folder} ({len(group)} files)",
+            "size": sum(entry["size"] for entry in group),
+            "identity": hashlib.sha256(repr(sorted(map(str, group))).encode()).hexdigest(),
+        }
+        for folder, group in folders.items()
+    ]
 
 
 def provenance(script: str, argv, inputs) -> dict:
@@ -251,16 +274,12 @@ def provenance(script: str, argv, inputs) -> dict:
     argv: list of arguments (None: those of this process); inputs: paths of the files read.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    entries = [
-        {"name": Path(path).name, "size": os.stat(path).st_size, "identity": identity(path)}
-        for path in inputs
-    ]
     return {
         "script": script,
         "version": project_version(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command_line": " ".join([script, *map(str, arguments)]),
-        "inputs": json.dumps(entries),
+        "inputs": json.dumps(_input_entries(inputs)),
         "packages": _package_versions(),
     }
 
@@ -321,7 +340,7 @@ def output_state(path, inputs=()) -> State:
     except ShardError as error:
         return State(Status.PARTIAL, str(error))
     recorded = {(e["name"], e["identity"]) for e in json.loads(attrs.get("inputs", "[]"))}
-    now = {tuple(entry) for entry in _identities(inputs)}
+    now = {(e["name"], e["identity"]) for e in _input_entries(inputs)}
     if recorded == now:
         return State(Status.COMPLETE)
     changed = sorted({name for name, _ in recorded ^ now})

@@ -701,3 +701,16 @@ def test_two_partitions_side_by_side_equal_one_serial_run(tmp_path):
         assert_same_datasets(
             *(shards.shard_path(tmp_path / f, "opt_output", fid) for f in ("serial", "parallel"))
         )
+
+
+def test_an_output_of_thousands_of_inputs_still_notices_one_that_changed(tmp_path):
+    inputs = [tmp_path / "many" / f"{i:04d}.txt" for i in range(3000)]
+    inputs[0].parent.mkdir()
+    for path in inputs:
+        path.write_text("x")
+    write_shard(tmp_path / "out.h5", inputs=inputs)
+    assert output_state(tmp_path / "out.h5", inputs).status is Status.COMPLETE
+    inputs[1234].write_text("xy")
+    state = output_state(tmp_path / "out.h5", inputs)
+    assert state.status is Status.STALE
+    assert "many" in state.reason
