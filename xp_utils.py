@@ -490,7 +490,7 @@ def _unwise_flux(unwise, norm_dg):
     use &= ((separation < MAX_UNWISE_SEPARATION) & ~(norm_dg >= MAX_UNWISE_NORM_DG))[:, None]
     nanomaggy = [vega_to_flux(UNWISE_ZERO_POINT, band) for band in PHOTOMETRIC_BANDS[N_TMASS:]]
     flux = counts * np.array(nanomaggy)
-    return flux, flux * relative, use
+    return flux, flux * np.where(use, relative, 1.0), use
 
 
 def photometry_flux(tmass, unwise, metadata):
