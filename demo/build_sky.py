@@ -24,6 +24,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from demo.sky_columns import (
+    id_column,
+    label_table,
+    metadata_columns,
+    reddening_columns,
+    tmass_columns,
+    unwise_columns,
+)
 from shards import (
     ShardReader,
     ShardWriter,
@@ -42,29 +50,6 @@ N_PIXELS = 12 * 4**8  # HEALPix level 8
 PIXEL_SHIFT = 43  # source_id >> 43 is the nested level-8 pixel
 ID_STEP = 128  # the lowest 7 bits of every Gaia DR3 source_id are 0, so copies can use them
 N_XP_CHUNK = 1024  # stars whose correlations are expanded at a time (12 MB)
-
-GAIA_ZERO_POINT = {"g": 25.6874, "bp": 25.3385, "rp": 24.7479}  # Vega; Riello et al. 2021, A&A 649
-GAIA_FLUX_ERROR = {"g": 0.001, "bp": 0.005, "rp": 0.005}  # relative, assumed
-OBLIQUITY = np.deg2rad(84381.411 / 3600)  # of the ecliptic in ICRS; Gaia DR3 documentation
-TMASS_ERROR = 0.024  # mag, assumed: the file gives none
-R_KS = 0.306  # A(Ks)/E(B-V); Yuan, Liu & Xiang 2013, MNRAS 430, 2188, as the next two
-R_WISE = np.array([0.18, 0.16])  # A(W1), A(W2) over E(B-V)
-KS_MINUS_WISE = np.array([0.06, 0.03])  # intrinsic Ks-W1, Ks-W2 of FGK stars, rounded
-UNWISE_FRACTION = 0.2  # of the stars get synthetic W1, W2
-UNWISE_ERROR = 0.05  # relative, and the scatter put in
-UNWISE_ZERO_POINT = 22.5  # Vega nanomaggies
-REDDENING_ERROR_MIN, REDDENING_ERROR_RELATIVE = 0.03, 0.2  # assumed: the file gives none
-LABEL_ERROR_FLOOR = np.array([0.02, 0.02, 0.02])  # kK, dex, dex; in quadrature
-
-
-@dataclass
-class Column:
-    """One dataset: values (N, ...), where they come from, unit, words about them."""
-
-    values: np.ndarray
-    origin: str  # real, derived, synthetic or none
-    text: str
-    units: str | None = None
 
 
 @dataclass
@@ -138,190 +123,6 @@ def shard_ranges(source_id, n_shards):
         (f"{a:06d}-{b - 1:06d}", int(i), int(j))
         for a, b, i, j in zip(lower, upper, first, stop, strict=True)
     ]
-
-
-def nan_column(n, units):
-    return Column(np.full(n, np.nan, "f4"), "none", "nothing known of these stars", units)
-
-
-def constant_column(n, value, dtype, text, units=None):
-    return Column(np.full(n, value, dtype), "synthetic", text, units)
-
-
-def astrometry_columns(star, use_parallax):
-    """Astrometry of the metadata; parallax and error are NaN where not `use_parallax`."""
-    n = len(star["source_id"])
-    ra, dec = np.deg2rad(star["ra"]), np.deg2rad(star["dec"])
-    sin_lat = np.cos(OBLIQUITY) * np.sin(dec) - np.sin(OBLIQUITY) * np.cos(dec) * np.sin(ra)
-    plx_text = "spectro-photometric parallax (APOGEE Teff, log g; Ks) with 20% noise, NOT Gaia's"
-    plx, plx_err = (
-        star[k].astype("f8") if use_parallax else np.full(n, np.nan)
-        for k in ("spectro_plx", "spectro_plx_err")
-    )
-    origin = "derived" if use_parallax else "none"
-    out = {
-        "ra": Column(star["ra"], "real", "2MASS position (0.1 arcsec), not Gaia's", "deg"),
-        "dec": Column(star["dec"], "real", "2MASS position (0.1 arcsec), not Gaia's", "deg"),
-        "parallax": Column(plx, origin, plx_text, "mas"),
-        "parallax_error": Column(plx_err.astype("f4"), origin, plx_text, "mas"),
-        "parallax_raw": Column(plx, origin, plx_text + "; no zero point applies", "mas"),
-        "parallax_zeropoint": constant_column(n, 0, "f4", "none applies: not Gaia's", "mas"),
-        "ecl_lat": Column(np.rad2deg(np.arcsin(sin_lat)), "derived", "from ra, dec", "deg"),
-        "ref_epoch": constant_column(n, 2016.0, "f8", "the archive's value", "yr"),
-        "ruwe": constant_column(n, 1.0, "f4", "neutral value"),
-        "astrometric_params_solved": constant_column(n, 31, "i2", "neutral value"),
-        "visibility_periods_used": constant_column(n, 0, "i2", "0: not known"),
-    }
-    units = {
-        "ra_error": "mas", "dec_error": "mas", "pmra": "mas / yr", "pmra_error": "mas / yr",
-        "pmdec": "mas / yr", "pmdec_error": "mas / yr", "astrometric_excess_noise": "mas",
-        "astrometric_sigma5d_max": "mas", "nu_eff_used_in_astrometry": "um-1",
-        "pseudocolour": "um-1",
-    }  # fmt: skip
-    return out | {name: nan_column(n, unit) for name, unit in units.items()}
-
-
-def photometry_columns(star):
-    """Gaia photometry of the metadata: fluxes are made from the real magnitudes."""
-    out, flux = {}, {}
-    n = len(star["source_id"])
-    for band, zero_point in GAIA_ZERO_POINT.items():
-        name = f"phot_{band}_mean"
-        mag = star[f"{name}_mag"]
-        flux[band] = 10 ** (-0.4 * (mag.astype("f8") - zero_point))
-        error = (GAIA_FLUX_ERROR[band] * flux[band]).astype("f4")
-        error_text = f"{GAIA_FLUX_ERROR[band]:.1%} of the flux, assumed"
-        out[f"{name}_mag"] = Column(mag, "real", "Gaia DR3", "mag")
-        out[f"{name}_flux"] = Column(
-            flux[band], "derived", f"from the magnitude, Vega zero point {zero_point}", "electron/s"
-        )
-        out[f"{name}_flux_error"] = Column(error, "synthetic", error_text, "electron/s")
-        out[f"phot_{band}_n_obs"] = constant_column(n, 0, "i2", "0: not known")
-    excess = ((flux["bp"] + flux["rp"]) / flux["g"]).astype("f4")
-    text = "(BP flux + RP flux) / G flux"
-    return out | {"phot_bp_rp_excess_factor": Column(excess, "derived", text)}
-
-
-def flag_columns(n):
-    """Radial velocity, flags and neighbours of the metadata: nothing is known of these."""
-    units = {
-        "radial_velocity": "km / s", "radial_velocity_error": "km / s",
-        "rv_expected_sig_to_noise": None, "rv_renormalised_gof": None, "rv_chisq_pvalue": None,
-        "norm_dg": "mag", "theta_arcsec_worst_source": "arcsec",
-        "dist_nearest_neighbor_at_least_m2_brighter": "arcsec",
-        "dist_nearest_neighbor_at_least_0_brighter": "arcsec",
-        "dist_nearest_neighbor_at_least_2_brighter": "arcsec",
-    }  # fmt: skip
-    return {name: nan_column(n, unit) for name, unit in units.items()} | {
-        "rv_nb_transits": constant_column(n, 0, "i2", "0: not known"),
-        "has_xp_continuous": Column(np.ones(n, "?"), "real", "these stars have XP spectra"),
-        "has_rvs": constant_column(n, False, "?", "neutral value"),
-        "non_single_star": constant_column(n, 0, "i2", "neutral value"),
-        "phot_variable_flag": constant_column(n, b"NOT_AVAILABLE", "S13", "neutral value"),
-        "fidelity_v2": constant_column(n, 1.0, "f4", "neutral value"),
-    }
-
-
-def id_column(star, text="Gaia DR3; the lowest 7 bits number the copies of a repeated star"):
-    return Column(star["source_id"], "real", text)
-
-
-def metadata_columns(star, use_parallax, seed):
-    n = len(star["source_id"])
-    shuffled = np.random.default_rng([seed, int(star["source_id"][0])]).permutation(n)
-    return {
-        "source_id": id_column(star),
-        "random_index": Column(shuffled.astype("i8"), "synthetic", "random within the shard"),
-        **astrometry_columns(star, use_parallax),
-        **photometry_columns(star),
-        **flag_columns(n),
-    }
-
-
-def tmass_columns(star):
-    """2MASS rows, one per star: magnitudes are real, errors and quality flags are not."""
-    n = len(star["source_id"])
-    designation = np.char.replace(star["apogee_id"], b"2M", b"").astype("S17")
-    out = {
-        "gdr3_source_id": id_column(star),
-        "designation": Column(designation, "real", "from the APOGEE id"),
-        "tm_ra": Column(star["ra"], "real", "from the designation", "deg"),
-        "tm_dec": Column(star["dec"], "real", "from the designation", "deg"),
-        "ph_qual": constant_column(n, b"AAA", "S3", "neutral value"),
-        "gaia_tmass_angular_distance": constant_column(
-            n, 0.0, "f4", "0: the position given for the star is 2MASS's", "arcsec"
-        ),
-    }
-    text = f"{TMASS_ERROR} mag, assumed"
-    for band in ("j", "h", "ks"):
-        out[f"{band}_m"] = Column(star[f"{band}_m"], "real", "2MASS", "mag")
-        out[f"{band}_msigcom"] = constant_column(n, TMASS_ERROR, "f4", text, "mag")
-    return out
-
-
-def unwise_columns(star, seed):
-    """Synthetic W1, W2 for a random UNWISE_FRACTION of the stars, from Ks and A_K.
-
-    m_W = Ks - (Ks - W)_0 - (A_K - A_W), with Gaussian noise of UNWISE_ERROR in flux.
-    """
-    rng = np.random.default_rng([seed, 1, int(star["source_id"][0])])
-    matched = np.flatnonzero(rng.random(len(star["source_id"])) < UNWISE_FRACTION)
-    e_bv = np.maximum(star["ak_targ"][matched, None].astype("f8"), 0) / R_KS
-    mag = star["ks_m"][matched, None] - KS_MINUS_WISE - (R_KS - R_WISE) * e_bv  # (n, 2)
-    exact = 10 ** (0.4 * (UNWISE_ZERO_POINT - mag))
-    noise = 1 + UNWISE_ERROR * rng.standard_normal(exact.shape)
-    source_id = star["source_id"][matched]
-    text = "made from 2MASS Ks, not observed"
-    pair = exact.shape
-    return {
-        "gdr3_source_id": id_column({"source_id": source_id}),
-        "unwise_objid": Column(
-            np.char.add(b"demo", source_id.astype("S19")), "synthetic", "not an unWISE object"
-        ),
-        "flux": Column((exact * noise).astype("f4"), "synthetic", text, "Vega nanomaggies"),
-        "dflux": Column(
-            (exact * UNWISE_ERROR).astype("f4"), "synthetic", text, "Vega nanomaggies"
-        ),
-        "qf": Column(np.full(pair, 1.0, "f4"), "synthetic", "neutral value"),
-        "rchi2": Column(np.full(pair, 1.0, "f4"), "synthetic", "neutral value"),
-        "fracflux": Column(np.full(pair, 1.0, "f4"), "synthetic", "neutral value"),
-        "sep_arcsec": Column(
-            np.full(len(matched), 0.05, "f4"), "synthetic", "neutral value", "arcsec"
-        ),
-    }
-
-
-def reddening_columns(star):
-    """APOGEE's targeting A_K as E(B-V) in the place of Bayestar.
-
-    The error is the larger of REDDENING_ERROR_MIN and 20% of |A_K| / 0.306: a strongly negative
-    A_K is a failed estimate, so it becomes 0 with a large error.
-    """
-    e_bv = star["ak_targ"] / R_KS
-    sigma = np.maximum(REDDENING_ERROR_MIN, REDDENING_ERROR_RELATIVE * np.abs(e_bv))
-    text = "from APOGEE's targeting A_K / 0.306, NOT from the Bayestar map"
-    return {
-        "gdr3_source_id": id_column(star),
-        "E_mean_bayestar": Column(np.maximum(e_bv, 0).astype("f4"), "derived", text, "E(B-V) mag"),
-        "E_sigma_bayestar": Column(
-            sigma.astype("f4"), "synthetic", "larger of 0.03 and 20%, assumed", "E(B-V) mag"
-        ),
-        "coverage_bayestar": constant_column(len(sigma), 1, "u1", "1: a value is given"),
-    }
-
-
-def label_table(star):
-    """Structured array (N,) as Astropy's Table has it: labels, APOGEE DR17, and their errors."""
-    table = np.zeros(
-        len(star["source_id"]),
-        [("gdr3_source_id", "i8"), ("params_est", "f4", (3,)), ("params_err", "f4", (3,))],
-    )
-    table["gdr3_source_id"] = star["source_id"]
-    for k, (name, scale) in enumerate({"teff": 1e-3, "feh": 1.0, "logg": 1.0}.items()):
-        table["params_est"][:, k] = star[name] * scale
-        formal = star[f"{name}_err"] * scale
-        table["params_err"][:, k] = np.hypot(formal, LABEL_ERROR_FLOOR[k])
-    return table
 
 
 def is_done(path, sky):
