@@ -744,6 +744,25 @@ def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=20
 # ---- running ---------------------------------------------------------------------------------
 
 
+def progress(fids, words):
+    """Iterate over shards with a progress bar, on a terminal only."""
+    return tqdm(fids, desc=words, unit="shard", disable=None, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def collect_failure(fid, failed: dict, log):
+    """Log an exception of the `with` block and put its reason into failed[fid]; go on after it.
+
+    The traceback goes to the log file only.
+    """
+    try:
+        yield
+    except Exception as error:
+        failed[fid] = str(error) if isinstance(error, ShardError) else repr(error)
+        log.error("%s: failed: %s", fid, failed[fid])
+        log.info("traceback of %s", fid, exc_info=True)
+
+
 def _run_one(fid, args, inputs_of, output_of, process, log) -> tuple[str, dict]:
     """Outcome ("done" or "already complete") and counters of one shard."""
     output, began = output_of(fid), time.monotonic()
@@ -773,16 +792,11 @@ def run_shards(script, args, fids, inputs_of, output_of, process, log=None) -> i
     log.info("%s %s: %d shards selected", script, project_version(), len(fids))
     outcomes, totals, failed = Counter(), Counter(), {}
     try:
-        for fid in tqdm(fids, desc=script, unit="shard", disable=None, file=sys.stderr):
-            try:
+        for fid in progress(fids, script):
+            with collect_failure(fid, failed, log):
                 outcome, counters = _run_one(fid, args, inputs_of, output_of, process, log)
-            except Exception as error:
-                failed[fid] = str(error) if isinstance(error, ShardError) else repr(error)
-                log.error("%s: failed: %s", fid, failed[fid])
-                log.info("traceback of %s", fid, exc_info=True)
-                continue
-            outcomes[outcome] += 1
-            totals.update(counters)
+                outcomes[outcome] += 1
+                totals.update(counters)
     except KeyboardInterrupt:
         log.warning("%s: interrupted; run again to go on where it stopped", script)
         return 130
