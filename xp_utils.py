@@ -552,6 +552,38 @@ class FluxVectors:
     eival_min: np.ndarray | None = None
     eival_max: np.ndarray | None = None
 
+    def columns(self):
+        """{dataset name: array} of what is stored; the datasets are described in DATASETS."""
+        table = {name: getattr(self, name) for name in DATASETS}
+        if self.eival_min is not None:
+            table |= {"flux_cov_eival_min": self.eival_min, "flux_cov_eival_max": self.eival_max}
+        return table
+
+
+# The stored columns of FluxVectors: shape after the star axis, type and attributes of each.
+DATASETS = {
+    "flux": {
+        "shape_tail": (N_FLUX,),
+        "units": FLUX_UNIT,
+        "description": "XP at 61 wavelengths, then J, H, Ks, W1, W2; 0 where not used",
+        "sample_wavelengths": SAMPLE_WAVELENGTHS,
+    },
+    "flux_err": {
+        "shape_tail": (N_FLUX,),
+        "units": FLUX_UNIT,
+        "description": "1 sigma with error floors; inf where not used",
+        "sample_wavelengths": SAMPLE_WAVELENGTHS,
+    },
+    "flux_sqrticov_tril": {
+        "shape_tail": (N_TRIL,),
+        "description": "lower triangle, row order, of S with S^T S = C^-1 of the 61 XP fluxes",
+    },
+    "input_flags": {
+        "dtype": "u1",
+        "description": "bits: " + ", ".join(f"{flag.value} {flag.name}" for flag in InputFlag),
+    },
+}
+
 
 def _empty_vectors(n_stars, eigenvalues):
     extreme = np.full((2, n_stars), np.nan, np.float32) if eigenvalues else (None, None)

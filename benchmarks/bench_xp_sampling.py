@@ -95,15 +95,14 @@ def whiten_one(flux, error, correlation):
 
 def gaiaxpy_times(xp, n, repeats):
     """Seconds per star: GaiaXPy's sampling alone, and with floors and whitening."""
-    import gaiaxpy
+    # GaiaXPy's progress bar goes to what standard output was when it was imported.
+    with contextlib.redirect_stdout(io.StringIO()):
+        import gaiaxpy
 
     def sample(table):
         with contextlib.redirect_stdout(io.StringIO()):
             return gaiaxpy.calibrate(
-                table,
-                sampling=xp_utils.XP_WAVELENGTHS,
-                with_correlation=True,
-                save_file=False,
+                table, sampling=xp_utils.XP_WAVELENGTHS, with_correlation=True, save_file=False
             )[0]
 
     table, single = gaiaxpy_table(xp, n), gaiaxpy_table(xp, 1)
