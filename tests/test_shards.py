@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers import assert_same_datasets, flip_bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,18 +37,6 @@ def write_shard(path, ids=IDS, inputs=(), value=1.0, script="test"):
     return path
 
 
-def datasets(path):
-    with ShardReader(path) as reader:
-        return {name: reader.read(name) for name in reader.columns}
-
-
-def assert_same_datasets(a, b):
-    a, b = datasets(a), datasets(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name])
-
-
 def arguments(data_dir, *more):
     parser = argparse.ArgumentParser()
     shards.add_shard_arguments(parser)
@@ -63,17 +52,6 @@ def touch_shards(data_dir, fids, kind="xp"):
 
 def fid_list(n):
     return [f"{100 * i:06d}-{100 * i + 99:06d}" for i in range(n)]
-
-
-def flip_bit_in_data(path, name):
-    """Flip one bit in the stored (compressed) bytes of a dataset."""
-    with h5py.File(path, "r") as file:
-        place = file[name].id.get_chunk_info(0)
-    with open(path, "r+b") as file:
-        file.seek(place.byte_offset + place.size // 2)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 4]))
 
 
 # ---- states ----------------------------------------------------------------------------------
@@ -164,7 +142,7 @@ def test_lost_rows_or_exchanged_ids_are_partial(tmp_path):
 @pytest.mark.parametrize("name", ["flux", "source_id", "name"])
 def test_flipped_bit_raises_naming_file_and_dataset(tmp_path, name):
     path = write_shard(tmp_path / "out.h5", ids=np.arange(2000))
-    flip_bit_in_data(path, name)
+    flip_bit(path, name)
     with ShardReader(path) as reader, pytest.raises(ShardError, match=rf"out\.h5.*{name}"):
         reader.read(name)
 

@@ -1,0 +1,156 @@
+"""A small synthetic data directory, for tests of the step scripts."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import shards
+import xp_utils
+
+FIDS = ("000000-000999", "001000-299999", "300000-786431")
+ID_STEP = 2**43  # ids of one level-8 HEALPix pixel
+
+
+def blackbody_flux(teff, scale):
+    """(N, 61) Planck curves at the XP wavelengths, 1 at 550 nm times scale (N,)."""
+    wavelength = xp_utils.XP_WAVELENGTHS
+
+    def planck(wl):
+        return wl**-5 / np.expm1(1.4388e7 / (wl * teff[:, None]))  # h c / k in nm K
+
+    return scale[:, None] * planck(wavelength) / planck(np.array([550.0]))
+
+
+def spectra(ids, rng):
+    """XP table of stars: coefficients of Planck curves, correlated errors of 1% of the largest."""
+    n, basis = len(ids), xp_utils.load_xp_basis()
+    flux = blackbody_flux(rng.uniform(4000, 9000, n), 10 ** rng.uniform(0, 3, n))
+    row, column = np.tril_indices(55, -1)
+    table = {"source_id": ids}
+    for band, design in (("bp", basis.bp_design), ("rp", basis.rp_design)):
+        coefficients = flux @ np.linalg.pinv(design)
+        errors = 0.01 * np.abs(coefficients).max(axis=1, keepdims=True)
+        errors = errors * rng.uniform(0.5, 1.5, (n, 55))
+        table[f"{band}_coefficients"] = coefficients
+        table[f"{band}_coefficient_errors"] = errors.astype("f4")
+        correlations = np.broadcast_to(0.3 ** (row - column), (n, len(row)))
+        table[f"{band}_coefficient_correlations"] = correlations.astype("f4")
+        table[f"{band}_n_parameters"] = np.full(n, 55, "i2")
+        table[f"{band}_standard_deviation"] = np.ones(n, "f4")
+    return table
+
+
+def metadata(ids, rng):
+    n = len(ids)
+    table = {
+        "source_id": ids,
+        "ra": rng.uniform(0, 360, n),
+        "dec": np.rad2deg(np.arcsin(rng.uniform(-1, 1, n))),
+        "parallax": rng.uniform(0.3, 5, n),
+        "parallax_error": np.full(n, 0.02, "f4"),
+        "fidelity_v2": rng.uniform(0.6, 1, n).astype("f4"),
+        "norm_dg": np.where(rng.random(n) < 0.5, np.nan, -20).astype("f4"),
+        "ruwe": rng.uniform(0.9, 1.2, n).astype("f4"),
+    }
+    for band in ("g", "bp", "rp"):
+        table[f"phot_{band}_mean_flux"] = rng.uniform(1e3, 1e5, n)
+        table[f"phot_{band}_mean_flux_error"] = rng.uniform(1, 10, n).astype("f4")
+    return table
+
+
+def matches(ids, rng):
+    """2MASS and unWISE tables: two thirds of the stars have the one, half have the other."""
+    tmass_ids, wise_ids = ids[rng.random(len(ids)) < 2 / 3], ids[rng.random(len(ids)) < 1 / 2]
+    n, m = len(tmass_ids), len(wise_ids)
+    tmass = {"gdr3_source_id": tmass_ids, "ph_qual": np.full(n, b"AAA")}
+    for band in ("j", "h", "ks"):
+        tmass[f"{band}_m"] = rng.uniform(9, 14, n).astype("f4")
+        tmass[f"{band}_msigcom"] = np.full(n, 0.024, "f4")
+    flux = rng.uniform(1e3, 1e4, (m, 2)).astype("f4")
+    unwise = {
+        "gdr3_source_id": wise_ids, "flux": flux, "dflux": 0.02 * flux,
+        "qf": np.ones((m, 2), "f4"), "fracflux": np.ones((m, 2), "f4"),
+        "sep_arcsec": np.full(m, 0.05, "f4"),
+    }  # fmt: skip
+    return tmass, unwise
+
+
+def reddening(ids, rng):
+    """A third of the stars outside Bayestar, a sixth outside both maps."""
+    n = len(ids)
+    bayestar = np.where(rng.random(n) < 2 / 3, rng.uniform(0, 1, n), np.nan)
+    return {
+        "gdr3_source_id": ids,
+        "E_mean_bayestar": bayestar.astype("f4"),
+        "E_sigma_bayestar": (0.1 + 0 * bayestar).astype("f4"),
+        "E_mean_sfd": np.where(rng.random(n) < 1 / 2, rng.uniform(0, 1, n), np.nan).astype("f4"),
+    }
+
+
+def make_sky(n_stars=12, seed=1, fids=FIDS) -> dict:
+    """{fid: {kind: table}} of n_stars stars a shard, ordered by id; to be changed, then laid out."""
+    rng = np.random.default_rng(seed)
+    sky = {}
+    for fid in fids:
+        low, high = (int(edge) for edge in fid.split("-"))
+        ids = np.sort(rng.integers(low * ID_STEP, (high + 1) * ID_STEP, n_stars))
+        tmass, unwise = matches(ids, rng)
+        sky[fid] = {
+            "xp": spectra(ids, rng),
+            "metadata": metadata(ids, rng),
+            "tmass": tmass,
+            "unwise": unwise,
+            "reddening": reddening(ids, rng),
+        }
+    return sky
+
+
+def lay_out(data_dir, sky, without=()):
+    """Write a sky as the shards of a data directory."""
+    for fid, tables in sky.items():
+        for kind, table in tables.items():
+            if kind not in without:
+                write_kind(data_dir, kind, fid, table)
+    return data_dir
+
+
+def write_kind(data_dir, kind, fid, table):
+    id_column = shards.KINDS[kind].id_column
+    path = shards.shard_path(data_dir, kind, fid)
+    with shards.ShardWriter(path, len(table[id_column]), id_column, {}) as writer:
+        writer.write_table(table)
+
+
+def shuffled(table, rng):
+    """The same rows in another order."""
+    order = rng.permutation(len(next(iter(table.values()))))
+    return {name: column[order] for name, column in table.items()}
+
+
+def read_all(path) -> dict:
+    with shards.ShardReader(path) as reader:
+        return {name: reader.read(name) for name in reader.columns}
+
+
+def assert_same_datasets(a, b):
+    a, b = read_all(a), read_all(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def flip_bit(path, name):
+    """Flip one bit in the stored (compressed) bytes of a dataset."""
+    with h5py.File(path, "r") as file:
+        place = file[name].id.get_chunk_info(0)
+    with open(path, "r+b") as file:
+        file.seek(place.byte_offset + place.size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 4]))
+
+
+def truncate(path, fraction=0.5):
+    os.truncate(path, int(fraction * Path(path).stat().st_size))
