@@ -90,7 +90,7 @@ def reddening(ids, rng):
 
 
 def make_sky(n_stars=12, seed=1, fids=FIDS) -> dict:
-    """{fid: {kind: table}} of n_stars stars a shard, ordered by id; to be changed, then laid out."""
+    """{fid: {kind: table}} of n_stars stars a shard, ordered by id, to be changed and laid out."""
     rng = np.random.default_rng(seed)
     sky = {}
     for fid in fids:
