@@ -19,7 +19,7 @@ DATA_DIR/xp_opt_input_files/xp_opt_input_{fid}.h5, one row per row of the spectr
 No star is left out: one without a metadata row keeps its spectrum and photometry, has NaN for the
 rest, and is flagged. The attribute `without` names the surveys that were left out on purpose.
 
-Size: 8 kB a star (0.5 GB for 65,000). Time: about 15 s for 65,000 stars on one core, and 0.4 GB of
+Size: 8 kB a star (0.5 GB for 65,000). Time: about 10 s for 65,000 stars on one core, and 0.3 GB of
 memory. When it fails: the summary and the log name each bad shard and what to do; run the same
 command again and only the missing ones are made.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
@@ -33,6 +33,7 @@ import numpy as np
 import xp_utils
 from shards import (
     KINDS,
+    ShardError,
     ShardReader,
     ShardWriter,
     add_shard_arguments,
@@ -105,11 +106,14 @@ def metadata_columns(metadata):
     return table, flags.astype(np.uint8)
 
 
-def input_rows(tables):
+def input_rows(fid, tables):
     """All columns of the output for one chunk of aligned rows."""
-    vectors = xp_utils.flux_vectors(
-        tables["xp"], tables["tmass"], tables["unwise"], tables["metadata"]
-    )
+    try:
+        vectors = xp_utils.flux_vectors(
+            tables["xp"], tables["tmass"], tables["unwise"], tables["metadata"]
+        )
+    except ValueError as error:  # a column of the wrong shape
+        raise ShardError(f"inputs of {fid}: {error}; fetch or make that file again") from error
     table, flags = metadata_columns(tables["metadata"])
     table |= vectors.columns()
     table["input_flags"] = vectors.input_flags | flags
@@ -146,7 +150,7 @@ def make_shard(fid, output, log, *, data_dir, kinds, without, argv):
     with ShardWriter(output, n_stars, "gdr3_source_id", made_by, attrs) as writer:
         create_datasets(writer)
         for rows, tables in aligned_chunks(data_dir, fid, columns, chunk_size=CHUNK_STARS):
-            table = input_rows(tables)
+            table = input_rows(fid, tables)
             writer.write_table(table, start=int(rows[0]))
             for flag in InputFlag:
                 counters[flag.name] += int(np.count_nonzero(table["input_flags"] & flag.value))

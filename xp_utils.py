@@ -87,7 +87,10 @@ XP_COLUMNS = tuple(
     f"{band}_{name}"
     for band in XP_BANDS
     for name in (
-        "coefficients", "coefficient_errors", "coefficient_correlations", "n_parameters",
+        "coefficients",
+        "coefficient_errors",
+        "coefficient_correlations",
+        "n_parameters",
     )
 )
 TMASS_COLUMNS = ("j_m", "j_msigcom", "h_m", "h_msigcom", "ks_m", "ks_msigcom", "ph_qual")
