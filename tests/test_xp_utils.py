@@ -462,6 +462,8 @@ def test_damaged_band_loses_its_weight_and_the_other_stars_nothing(band, damage)
         )
     sample = xp_utils.sample_xp(xp)
     np.testing.assert_array_equal(np.isnan(sample.flux[1]), weight > 0)
+    for part in (sample.bp_flux, sample.rp_flux, sample.cov, sample.cov.transpose(0, 2, 1)):
+        assert not part[1][weight > 0].any()
 
 
 @pytest.mark.parametrize("band", ["bp", "rp"])
@@ -591,6 +593,19 @@ def test_extreme_eigenvalues_are_those_of_the_covariance_with_floors():
     assert vectors(xp).eival_min is None
 
 
+@pytest.mark.parametrize("faintness", [1.0, 1e-3])
+def test_extreme_eigenvalues_of_a_star_with_one_band_are_those_of_that_band(faintness):
+    xp = random_stars(1)
+    xp["bp_n_parameters"][0] = 0
+    for name in ("coefficients", "coefficient_errors"):
+        xp[f"rp_{name}"] = xp[f"rp_{name}"] * faintness
+    result = vectors(xp, eigenvalues=True)
+    used = xp_utils.load_xp_basis().bp_weight == 0
+    values = np.linalg.eigvalsh(slow_star(xp, 0)[2][np.ix_(used, used)])
+    assert result.eival_min[0] == pytest.approx(values[0], rel=1e-5)
+    assert result.eival_max[0] == pytest.approx(values[-1], rel=1e-5)
+
+
 def test_missing_surveys_are_flagged_and_have_no_weight():
     xp = random_stars(2)
     result = xp_utils.flux_vectors(xp, None, None, no_neighbours(2))
@@ -672,6 +687,8 @@ def test_unwise_error_is_relative_with_one_per_cent_added():
         ({"tmass": {"h_msigcom": np.array([0.2])}}, ["J", "Ks", "W1", "W2"]),
         ({"tmass": {"h_msigcom": np.array([0.199])}}, ALL),
         ({"tmass": {"h_msigcom": np.array([np.nan])}}, ["J", "Ks", "W1", "W2"]),
+        ({"tmass": {"h_msigcom": np.array([0.0])}}, ["J", "Ks", "W1", "W2"]),
+        ({"tmass": {"h_msigcom": np.array([-0.1])}}, ["J", "Ks", "W1", "W2"]),
         ({"tmass": {"ks_m": np.array([np.nan])}}, ["J", "H", "W1", "W2"]),
         ({"unwise": {"flux": np.array([[-5.0, 1e4]])}}, ["J", "H", "Ks", "W2"]),
         ({"unwise": {"flux": np.array([[0.0, 1e4]])}}, ["J", "H", "Ks", "W2"]),
@@ -679,6 +696,7 @@ def test_unwise_error_is_relative_with_one_per_cent_added():
         ({"unwise": {"dflux": np.array([[20.0, 2000.0]])}}, ["J", "H", "Ks", "W1"]),
         ({"unwise": {"dflux": np.array([[20.0, 1999.0]])}}, ALL),
         ({"unwise": {"dflux": np.array([[np.nan, 30.0]])}}, ["J", "H", "Ks", "W2"]),
+        ({"unwise": {"dflux": np.array([[0.0, -1.0]])}}, ["J", "H", "Ks"]),
         ({"unwise": {"fracflux": np.array([[0.8, 0.81]])}}, ["J", "H", "Ks", "W2"]),
         ({"unwise": {"qf": np.array([[0.81, 0.8]])}}, ["J", "H", "Ks", "W1"]),
         ({"unwise": {"sep_arcsec": np.array([0.25])}}, ["J", "H", "Ks"]),
