@@ -91,12 +91,12 @@ def main(argv=None):
     try:
         import gaiaxpy
     except ImportError:
-        print("make_xp_basis: GaiaXPy is not installed; pip install gaiaxpy", file=sys.stderr)
+        sys.stderr.write("make_xp_basis: GaiaXPy is not installed; pip install gaiaxpy\n")
         return 2
     bp_design, bp_weight = band_design("bp")
     rp_design, rp_weight = band_design("rp")
     if not np.allclose(bp_weight + rp_weight, 1.0, rtol=0, atol=1e-9):
-        print("make_xp_basis: merge weights of BP and RP do not add up to 1", file=sys.stderr)
+        sys.stderr.write("make_xp_basis: merge weights of BP and RP do not add up to 1\n")
         return 1
     args.output.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
