@@ -34,6 +34,7 @@ def write_shard(path, ids=IDS, inputs=(), value=1.0, script="test"):
         writer.create("flux", (7,), units="mag", description="a flux")
         writer.write("flux", 0, value * rng.normal(size=(len(ids), 7)))
         writer.write("name", 0, [f"n{i}" for i in range(len(ids))])
+        writer.write("noise", 0, rng.integers(0, 256, (len(ids), 9), "u1"))
     return path
 
 
@@ -139,9 +140,11 @@ def test_lost_rows_or_exchanged_ids_are_partial(tmp_path):
     assert "hash" in state.reason
 
 
-@pytest.mark.parametrize("name", ["flux", "source_id", "name"])
+@pytest.mark.parametrize("name", ["flux", "source_id", "name", "noise"])
 def test_flipped_bit_raises_naming_file_and_dataset(tmp_path, name):
     path = write_shard(tmp_path / "out.h5", ids=np.arange(2000))
+    with h5py.File(path) as file:  # noise does not compress, so no checksum of gzip's protects it
+        assert file[name].fletcher32
     flip_bit(path, name)
     with ShardReader(path) as reader, pytest.raises(ShardError, match=rf"out\.h5.*{name}"):
         reader.read(name)
@@ -301,13 +304,21 @@ def test_killed_writer_leaves_no_final_file_and_the_next_run_completes_it(tmp_pa
     assert_same_datasets(path, reference)
 
 
+def test_the_final_file_is_the_temporary_one_renamed(tmp_path):
+    with ShardWriter(tmp_path / "out.h5", 5, "source_id", {}) as writer:
+        writer.write("source_id", 0, IDS)
+        (temporary,) = tmp_path.iterdir()
+        inode = temporary.stat().st_ino
+    assert (tmp_path / "out.h5").stat().st_ino == inode
+
+
 def test_temporary_file_of_a_live_writer_is_left_alone_until_a_day_old(tmp_path):
     with ShardWriter(tmp_path / "out.h5", 5, "source_id", {}) as writer:
         (alive,) = tmp_path.iterdir()
         write_shard(tmp_path / "out.h5")
         assert alive.exists()
         writer.write("source_id", 0, IDS)
-    elsewhere = tmp_path / ".out.h5.othernode-1.0123abcd.part"
+    elsewhere = tmp_path / ".out.h5.othernode-99999999.0123abcd.part"
     elsewhere.touch()
     write_shard(tmp_path / "out.h5")
     assert elsewhere.exists()
@@ -355,7 +366,7 @@ def test_reader_refuses_what_is_absent_or_no_hdf5(tmp_path):
 def test_reader_names_missing_dataset_and_those_present(tmp_path):
     path = write_shard(tmp_path / "a.h5")
     with ShardReader(path) as reader:
-        with pytest.raises(ShardError, match="no dataset ra; found: flux, name, source_id"):
+        with pytest.raises(ShardError, match="no dataset ra; found: flux, name, noise, source_id"):
             reader.read("ra")
         assert list(reader.read_table(["flux"], optional=["ra", "name"])) == ["flux", "name"]
     with pytest.raises(ShardError, match="gdr3_source_id"):
@@ -470,7 +481,7 @@ def test_aligned_chunks_give_every_star_its_own_rows(tmp_path, chunk_size):
 def test_aligned_chunks_of_wanted_rows_give_those_only(tmp_path):
     fid, ids, _ = small_sky(tmp_path)
     columns = {"xp": (["bp_coefficients"], []), "metadata": (["value"], [])}
-    wanted = np.array([44, 3, 17, 4])
+    wanted = np.array([44, 3, 17, 6])
     found = list(shards.aligned_chunks(tmp_path, fid, columns, wanted, chunk_size=10))
     np.testing.assert_array_equal(np.concatenate([rows for rows, _ in found]), np.sort(wanted))
     for rows, table in found:
