@@ -402,13 +402,18 @@ def create_datasets(writer):
         writer.create(name, units="electron s-1")
 
 
+def flag_counts(input_flags) -> dict:
+    """{name: stars with it} of the bits of input_flags (n,)."""
+    return {f.name: int(np.count_nonzero(input_flags & f.value)) for f in xp_utils.InputFlag}
+
+
 def write_training_set(path, labels, selections, data_dir, kinds, made_by, attrs, log):
     """Write the training set shard by shard; returns {fid: error} of those that failed.
 
     Where any failed nothing is written: the number of rows is no longer right.
     """
     n_rows = sum(len(selection.row) for selection in selections.values())
-    failed, start = {}, 0
+    failed, flags, start = {}, Counter(), 0
     try:
         with ShardWriter(path, n_rows, "gdr3_source_id", made_by, attrs) as writer:
             create_datasets(writer)
@@ -423,10 +428,14 @@ def write_training_set(path, labels, selections, data_dir, kinds, made_by, attrs
                         "stellar_type_err": labels.err[selection.label].astype("f4"),
                     }
                     writer.write_table(table, start=start)
+                    flags.update(flag_counts(table["input_flags"]))
                 start += len(ids)
     except ShardError:  # rows left unwritten by the shards that failed
         if not failed:
             raise
+    if not failed:
+        counted = ", ".join(f"{name} {count}" for name, count in flags.items())
+        log.info("input_flags of the training stars: %s", counted)
     return failed
 
 
@@ -537,7 +546,11 @@ def main(argv=None) -> int:
             log.warning("%s output is made again: %s", state.status.value, state.reason)
     if args.without:
         log.warning("done without %s", ", ".join(args.without))
-    return compile_set(args, argv, labels, by_shard, kinds, inputs, log)
+    try:
+        return compile_set(args, argv, labels, by_shard, kinds, inputs, log)
+    except ShardError as error:  # not of one shard: the output cannot be written
+        log.error("%s", error)
+        return 1
 
 
 if __name__ == "__main__":

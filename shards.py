@@ -25,6 +25,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from tqdm import tqdm
 
 FID_PATTERN = re.compile(r"\d{6}-\d{6}")
 CHUNK_BYTES = 1 << 18  # of a dataset's chunk: small enough for sparse rows, large enough for gzip
+MOST_GAP = 8  # rows between two wanted ones that are read rather than skipped
 CACHE_BYTES = 1 << 25  # per dataset read: foreign files may hold large or column-wise chunks
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
 MOST_INPUTS = 64  # named one by one in an output; more are named by folder
@@ -427,22 +429,34 @@ class ShardWriter:
         self._columns: dict[str, _Column] = {}
 
     def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_dead_temporaries(self.path)
         owner = f"{socket.gethostname()}-{os.getpid()}"
         name = f".{self.path.name}.{owner}.{uuid.uuid4().hex[:8]}.part"
         self._temporary = self.path.with_name(name)
-        self._file = h5py.File(self._temporary, "w", locking=False)
-        self._file.attrs["complete"] = False
+        with self._writing():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_dead_temporaries(self.path)
+            self._file = h5py.File(self._temporary, "w", locking=False)
+            self._file.attrs["complete"] = False
         return self
 
     def __exit__(self, kind, error, trace):
         try:
             if kind is None:
-                self._finish()
+                with self._writing():
+                    self._finish()
         finally:
-            self._file.close()
+            with contextlib.suppress(*HDF5_ERRORS):  # a full disk fails here once more
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise ShardError(
+                f"{self.path}: cannot be written ({error}); is the disk full, or the folder closed?"
+            ) from error
 
     def create(self, name, shape_tail=(), dtype="f4", units=None, description=None, **attrs):
         """Create a dataset of shape (n_rows, *shape_tail), chunked, compressed, with checksum."""
@@ -468,7 +482,8 @@ class ShardWriter:
                 f"cannot take an array of shape {array.shape} at row {start}"
             )
         array = self._cast(name, array, column.dataset.dtype)
-        column.dataset[start:stop] = array
+        with self._writing():
+            column.dataset[start:stop] = array
         if start == column.next_row and not column.written[start:stop].any():
             column.digest.update(np.ascontiguousarray(array))
             column.next_row = stop
@@ -487,7 +502,8 @@ class ShardWriter:
         """Write a whole array or scalar of any shape under a name (may hold "/")."""
         array = _storable(array)
         column = self._create(name, array.shape, array.dtype, rows=False)
-        column.dataset[...] = array
+        with self._writing():
+            column.dataset[...] = array
         column.digest.update(np.ascontiguousarray(array))
         self.set_attributes(name, **attrs)
 
@@ -558,6 +574,20 @@ class ShardWriter:
 
 
 # ---- reading ---------------------------------------------------------------------------------
+
+
+def write_text(path, text: str) -> None:
+    """Write a small text file, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> h5py.File:
@@ -631,10 +661,18 @@ class ShardReader:
         except HDF5_ERRORS as error:
             raise ShardError(
                 f"{self.path}: dataset {name}, rows {start} to {stop or 'the end'}, cannot be read "
-                f"(checksum or truncation; {error}); make or fetch the file again"
+                f"(checksum or truncation; {error}); make the file again (--overwrite) or fetch it"
             ) from error
         array = np.asarray(array)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    def read_rows(self, name, rows) -> np.ndarray:
+        """The given rows (n,), increasing; rows far from all of them are not read."""
+        if not len(rows):
+            return self.read(name, 0, 0)
+        groups = np.split(rows, np.flatnonzero(np.diff(rows) > MOST_GAP) + 1)
+        parts = [self.read(name, int(g[0]), int(g[-1]) + 1)[g - g[0]] for g in groups]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def attributes(self, name) -> dict:
         """Attributes of a dataset."""
@@ -712,8 +750,8 @@ def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=20
     and is read at most `chunk_size` rows at a time. The other kinds are small: they are read whole
     and joined by id; their rows without a match are NaN, b"" or 0, and False in an added column
     `matched`. Kinds not in `columns` come as None. wanted_rows: row numbers of the spectra shard
-    (any order; chunks without any are not read), None for all. rows: (n,) int64, increasing.
-    The "xp" table always holds its id column. Raises ShardError for every fault of a file.
+    (any order), None for all; others are not read. rows: (n,) int64, increasing. The "xp" table
+    always holds its id column. Raises ShardError for every fault of a file.
     """
     xp = KINDS["xp"]
     with ShardReader(shard_path(data_dir, "xp", fid), xp.id_column) as reader:
@@ -724,19 +762,15 @@ def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=20
             for kind, names in columns.items()
             if kind != "xp"
         }
-        for start in range(0, len(ids), chunk_size):
-            low, high = np.searchsorted(wanted, (start, start + chunk_size))
-            rows = wanted[low:high]
-            if not len(rows):
-                continue
-            first, last = int(rows[0]), int(rows[-1]) + 1
-            required, optional = columns["xp"]
-            xp_table = reader.read_table(required, first, last, optional)
+        required, optional = columns["xp"]
+        present = [*required, *(name for name in optional if name in reader.columns)]
+        for start in range(0, len(wanted), chunk_size):
+            rows = wanted[start : start + chunk_size]
             tables = dict.fromkeys(KINDS) | {
                 kind: {name: column[rows] for name, column in table.items()}
                 for kind, table in joined.items()
             }
-            tables["xp"] = {name: column[rows - first] for name, column in xp_table.items()}
+            tables["xp"] = {name: reader.read_rows(name, rows) for name in present}
             tables["xp"][xp.id_column] = ids[rows]
             yield rows, tables
 
@@ -744,9 +778,9 @@ def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=20
 # ---- running ---------------------------------------------------------------------------------
 
 
-def progress(fids, words):
-    """Iterate over shards with a progress bar, on a terminal only."""
-    return tqdm(fids, desc=words, unit="shard", disable=None, file=sys.stderr)
+def progress(items, words, unit="shard"):
+    """Iterate with a progress bar, on a terminal only."""
+    return tqdm(items, desc=words, unit=unit, disable=None, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -778,7 +812,27 @@ def _run_one(fid, args, inputs_of, output_of, process, log) -> tuple[str, dict]:
     return "done", counters
 
 
-def run_shards(script, args, fids, inputs_of, output_of, process, log=None) -> int:
+def _map_shards(work, fids, words, jobs):
+    """Yield work(fid) of every shard, with a progress bar; `jobs` > 1: of so many threads at once.
+
+    Leaving early (an exception, or an interrupt) drops the shards not begun and waits for the
+    others.
+    """
+    if jobs == 1:
+        yield from map(work, progress(fids, words))
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, fid) for fid in fids]
+        try:
+            for future in progress(as_completed(futures), words, total=len(futures)):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run_shards(
+    script, args, fids, inputs_of, output_of, process, log=None, jobs=1, on_interrupt=None
+) -> int:
     """Make the output of every shard that is not complete; the exit status of the script.
 
     inputs_of(fid) -> list of paths; output_of(fid) -> path; process(fid, output, log) writes the
@@ -787,17 +841,28 @@ def run_shards(script, args, fids, inputs_of, output_of, process, log=None) -> i
     last two with a warning that tells why); failed (any exception: logged with its traceback in
     the log file; the others go on). Returns 0 where all are done, 1 where some failed, 130 where
     interrupted from the keyboard.
+
+    jobs: shards handled at once, in threads (for work that waits); `process` must then allow it,
+    and `on_interrupt()` is to make the calls of `process` that are under way return soon.
     """
     log = log or setup_logging(script, args.log, args)
     log.info("%s %s: %d shards selected", script, project_version(), len(fids))
     outcomes, totals, failed = Counter(), Counter(), {}
+
+    def work(fid):
+        with collect_failure(fid, failed, log):
+            return _run_one(fid, args, inputs_of, output_of, process, log)
+        return None
+
+    results = _map_shards(work, fids, script, jobs)
     try:
-        for fid in progress(fids, script):
-            with collect_failure(fid, failed, log):
-                outcome, counters = _run_one(fid, args, inputs_of, output_of, process, log)
-                outcomes[outcome] += 1
-                totals.update(counters)
+        for outcome, counters in filter(None, results):
+            outcomes[outcome] += 1
+            totals.update(counters)
     except KeyboardInterrupt:
+        if on_interrupt:
+            on_interrupt()
+        results.close()
         log.warning("%s: interrupted; run again to go on where it stopped", script)
         return 130
     done = f"{outcomes['done']} done, {outcomes['already complete']} already complete"

@@ -403,6 +403,35 @@ def test_overlapping_ranges_of_spectra_shards_are_refused(data_dir, sky, capsys)
     assert "overlap" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_exits_1_with_a_clear_line(data_dir, sky, capsys):
+    write_labels(data_dir / "labels.h5", make_labels(sky))
+    (data_dir / "file").touch()
+    output = data_dir / "file" / "t.h5"
+    assert run(data_dir, "--output", output, "--log", data_dir / "t.log") == 1
+    assert "t.h5: cannot be written" in capsys.readouterr().err
+
+
+def test_missing_bands_are_flagged_and_counted_in_the_log(tmp_path, sky):
+    sky[FIDS[0]]["xp"]["bp_coefficients"][2] = np.nan
+    sky[FIDS[0]]["xp"]["rp_n_parameters"][4:6] = 0
+    assert run(lay_out(tmp_path, sky), labels=make_labels(sky)) == 0
+    out = result(tmp_path)
+    flags = out["input_flags"]
+    assert np.flatnonzero(flags & xp_utils.InputFlag.BP_MISSING).tolist() == [2]
+    assert np.flatnonzero(flags & xp_utils.InputFlag.RP_MISSING).tolist() == [4, 5]
+    assert np.isfinite(out["flux"]).all()
+    log = (tmp_path / "training_data.log").read_text()
+    assert "BP_MISSING 1, RP_MISSING 2" in log
+
+
+def test_a_sky_with_only_a_whole_column_map_is_used(tmp_path, sky):
+    for tables in sky.values():
+        ids = tables["reddening"]["gdr3_source_id"]
+        tables["reddening"] = {"gdr3_source_id": ids, "E_mean_bh": np.full(len(ids), 0.1, "f4")}
+    assert run(lay_out(tmp_path, sky), labels=make_labels(sky)) == 0
+    assert set(result(tmp_path)["stellar_ext_source"]) == {b"bh", b"bh_limit"}
+
+
 def test_no_star_left_exits_1_without_output(tmp_path, sky, capsys):
     for tables in sky.values():
         tables["metadata"]["parallax"][:] = np.nan

@@ -153,6 +153,30 @@ def test_flipped_bit_raises_naming_file_and_dataset(tmp_path, name):
 # ---- writer ----------------------------------------------------------------------------------
 
 
+FULL_DISK = """
+import resource, sys, numpy as np, shards
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with shards.ShardWriter(sys.argv[1], 50_000, "source_id", {}) as writer:
+        writer.write("source_id", 0, np.random.default_rng(0).integers(0, 2**62, 50_000))
+except shards.ShardError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
+    run = run_code(FULL_DISK, tmp_path / "out.h5")
+    message, _ = run.communicate()  # HDF5 itself may crash later, when the process ends
+    assert b"out.h5: cannot be written" in message
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ShardError, match=r"out\.h5: cannot be written"):
+        write_shard(tmp_path / "file" / "out.h5")
+
+
 def write_and_fail(path):
     with ShardWriter(path, 3, "source_id", {}) as writer:
         writer.write("source_id", 0, np.arange(3))
@@ -487,6 +511,19 @@ def test_aligned_chunks_of_wanted_rows_give_those_only(tmp_path):
     for rows, table in found:
         np.testing.assert_array_equal(table["xp"]["bp_coefficients"][:, 0], ids[rows])
         np.testing.assert_array_equal(table["metadata"]["value"], 2.0 * ids[rows])
+
+
+@pytest.mark.parametrize("chunk_size", [5, 2048])
+def test_sparse_rows_of_a_large_shard_are_their_own(tmp_path, chunk_size):
+    fid, ids, _ = small_sky(tmp_path, 1500)
+    wanted = np.random.default_rng(4).choice(1500, 150, replace=False)
+    columns = {"xp": (["bp_coefficients"], ["absent"])}
+    found = list(shards.aligned_chunks(tmp_path, fid, columns, wanted, chunk_size))
+    rows = np.concatenate([rows for rows, _ in found])
+    np.testing.assert_array_equal(rows, np.sort(wanted))
+    values = np.concatenate([table["xp"]["bp_coefficients"][:, 0] for _, table in found])
+    np.testing.assert_array_equal(values, ids[rows])
+    assert list(shards.aligned_chunks(tmp_path, fid, columns, [])) == []
 
 
 # ---- selecting -------------------------------------------------------------------------------
