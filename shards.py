@@ -570,7 +570,8 @@ class ShardWriter:
         _check_whole(self._temporary)
         _sync(self._temporary)
         os.replace(self._temporary, self.path)
-        _sync(self.path.parent)
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+            _sync(self.path.parent)
 
 
 # ---- reading ---------------------------------------------------------------------------------
@@ -778,9 +779,9 @@ def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=20
 # ---- running ---------------------------------------------------------------------------------
 
 
-def progress(items, words, unit="shard"):
+def progress(items, words, unit="shard", total=None):
     """Iterate with a progress bar, on a terminal only."""
-    return tqdm(items, desc=words, unit=unit, disable=None, file=sys.stderr)
+    return tqdm(items, desc=words, unit=unit, disable=None, file=sys.stderr, total=total)
 
 
 @contextlib.contextmanager
@@ -812,11 +813,10 @@ def _run_one(fid, args, inputs_of, output_of, process, log) -> tuple[str, dict]:
     return "done", counters
 
 
-def _map_shards(work, fids, words, jobs):
+def _map_shards(work, fids, words, jobs, on_interrupt):
     """Yield work(fid) of every shard, with a progress bar; `jobs` > 1: of so many threads at once.
 
-    Leaving early (an exception, or an interrupt) drops the shards not begun and waits for the
-    others.
+    Leaving early (an interrupt) drops the shards not begun and waits for the others.
     """
     if jobs == 1:
         yield from map(work, progress(fids, words))
@@ -826,8 +826,11 @@ def _map_shards(work, fids, words, jobs):
         try:
             for future in progress(as_completed(futures), words, total=len(futures)):
                 yield future.result()
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            if on_interrupt:
+                on_interrupt()
+            raise
 
 
 def run_shards(
@@ -854,15 +857,12 @@ def run_shards(
             return _run_one(fid, args, inputs_of, output_of, process, log)
         return None
 
-    results = _map_shards(work, fids, script, jobs)
     try:
+        results = _map_shards(work, fids, script, jobs, on_interrupt)
         for outcome, counters in filter(None, results):
             outcomes[outcome] += 1
             totals.update(counters)
     except KeyboardInterrupt:
-        if on_interrupt:
-            on_interrupt()
-        results.close()
         log.warning("%s: interrupted; run again to go on where it stopped", script)
         return 130
     done = f"{outcomes['done']} done, {outcomes['already complete']} already complete"

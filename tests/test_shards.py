@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -673,6 +674,51 @@ def test_keyboard_interrupt_stops_with_130_and_keeps_what_is_done(tmp_path):
         write_shard(shards.shard_path(tmp_path, "metadata", fid))
     status, made = run_all(tmp_path, broken=fids[2:], error=KeyboardInterrupt)
     assert (status, made) == (130, fids[:2])
+
+
+def run_threads(data_dir, process, on_interrupt=None):
+    """A step of 12 shards, 3 at once; the exit status."""
+    args = arguments(data_dir)
+    return shards.run_shards(
+        "toy", args, fid_list(12), lambda fid: [],
+        lambda fid: shards.shard_path(data_dir, "opt_input", fid), process,
+        jobs=3, on_interrupt=on_interrupt,
+    )  # fmt: skip
+
+
+def test_shards_in_threads_are_all_done_no_more_at_once_than_asked(tmp_path, capsys):
+    active, most, lock = set(), [], threading.Lock()
+
+    def process(fid, output, log):
+        with lock:
+            active.add(fid)
+            most.append(len(active))
+        time.sleep(0.02)
+        with lock:
+            active.remove(fid)
+        if fid == fid_list(12)[4]:
+            raise ShardError("bad one")
+        write_shard(output)
+        return {"stars": 5}
+
+    assert run_threads(tmp_path, process) == 1
+    assert 1 < max(most) <= 3
+    shown = capsys.readouterr().err
+    assert f"11 done, 0 already complete, 1 failed: {fid_list(12)[4]} (bad one)" in shown
+    assert "stars: 55" in shown
+
+
+def test_an_interrupt_ends_threads_that_wait_and_drops_the_rest(tmp_path):
+    stop, begun = threading.Event(), []
+
+    def process(fid, output, log):
+        begun.append(fid)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        assert stop.wait(60)
+
+    assert run_threads(tmp_path, process, stop.set) == 130
+    assert len(begun) <= 6
 
 
 def test_usage_errors_become_one_line_and_status_2(capsys):
