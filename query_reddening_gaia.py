@@ -26,9 +26,9 @@ need no exception. A star without a parallax has the prior alone: its E_sigma co
 of sight, and the bit PARALLAX is not set. The map is asked at N_QUANTILES quantiles of the
 posterior, the nodes of a Gauss-Legendre rule in probability.
 
-Size: 16 bytes a star and map. Time: about 5 s for 65,000 stars and Bayestar, after the minute that
-loading the map takes. Memory: Bayestar is held whole by dustmaps, 480 bytes times (samples + 1) a
-pixel: many GB; --bayestar-samples 2 halves it. The other maps need 0.1 to 0.3 GB.
+Size: 5 to 9 bytes a star and map. Time: 2 s for 65,000 stars and Bayestar, less for the others,
+after a minute or two of loading the map. Memory: dustmaps holds Bayestar whole, 480 bytes times
+(samples + 1) a pixel: many GB; --bayestar-samples 2 halves it. The other maps need up to 0.5 GB.
 When it fails: a missing map is named with the command that fetches it; a bad shard is named.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """
@@ -46,6 +46,7 @@ from pathlib import Path
 import numpy as np
 from astropy import units
 from astropy.coordinates import SkyCoord
+from astropy.utils.exceptions import AstropyWarning
 
 from shards import (
     KINDS,
@@ -78,6 +79,7 @@ NEAREST, FARTHEST = 0.005, 60.0  # kpc, of distances considered; the map reaches
 PARALLAX_SIGMAS = 6.0  # of the parallax error, that the grid of distances reaches
 N_GRID = 200  # distances in the grid of a star's posterior: 0.06 sigma apart at best
 N_QUANTILES = 16
+MAP_ERRORS = (OSError, KeyError, ValueError, TypeError, IndexError)  # of damaged map files
 CHUNK_STARS = 4096  # asked for at a time: 65,536 places of 5 samples
 
 
@@ -188,9 +190,10 @@ def open_map(name, args, log):
     """dustmaps' query object of a map; ShardError where its file cannot be used."""
     folder, said = map_folder(name, args.dustmaps_dir), io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*truncated.*", AstropyWarning)
             query = MAPS[name].open(folder, args)
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+    except (*MAP_ERRORS, AstropyWarning) as error:
         files = ", ".join(MAPS[name].files)
         raise ShardError(
             f"{folder}: the map {name} ({files}) cannot be read ({error}); delete and fetch it "
