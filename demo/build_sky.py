@@ -8,10 +8,14 @@ shards of the XP spectra, metadata, 2MASS, unWISE and reddening, and training_pa
 dataset of ours carries `origin` (real, derived, synthetic or none) and `description`. The
 parallaxes are spectro-photometric, NOT Gaia's; the WISE photometry is synthetic.
 
+With --tiles it writes, in the place of the unWISE shards, synthetic unWISE catalogue tiles under
+DIR/unwise_tiles: the same detections among unrelated ones, for match_unwise_gaia.py to find.
+
 With --n larger than the file, stars are repeated under new ids in the same pixel (copies of a star
 are the same star: good for measuring time and memory, not accuracy). Whole files are kept, so an
-interrupted run is finished by the same command. 4,000 stars: 6.5 MB and 1 s; 65,000 in one shard:
-31 MB, 3 s, 0.1 GB of memory (the correlations are the same for every star and compress well).
+interrupted run is finished by the same command. 4,000 stars: 6.5 MB and 1 s (with --tiles 40 MB
+more, 4 s); 65,000 in one shard: 31 MB, 3 s, 0.1 GB of memory (the correlations are the same for
+every star and compress well).
 """
 
 import argparse
@@ -32,6 +36,7 @@ from demo.sky_columns import (
     tmass_columns,
     unwise_columns,
 )
+from demo.unwise_tiles import RING_STEP, ring_size, tile_name, tile_of, write_tile
 from shards import (
     ShardReader,
     ShardWriter,
@@ -49,6 +54,10 @@ OUR_KINDS = ("xp", "metadata", "tmass", "unwise", "reddening")
 N_PIXELS = 12 * 4**8  # HEALPix level 8
 PIXEL_SHIFT = 43  # source_id >> 43 is the nested level-8 pixel
 ID_STEP = 128  # the lowest 7 bits of every Gaia DR3 source_id are 0, so copies can use them
+TILE_FOLDER = "unwise_tiles"
+TILE_POSITION_ERROR = 0.035 / 3600  # deg, each way; assumed
+N_UNRELATED = 20  # other detections in each tile
+UNRELATED_PRIMARY = 0.8  # of them; the others are duplicates that a neighbouring tile has as well
 N_XP_CHUNK = 1024  # stars whose correlations are expanded at a time (12 MB)
 
 
@@ -202,6 +211,8 @@ def write_shard(out, fid, first, stop, sky):
         "unwise": lambda: unwise_columns(star, seed),
         "reddening": lambda: reddening_columns(star),
     }
+    if sky.settings.get("tiles"):
+        del make["unwise"]
     xp_path = shard_path(out, "xp", fid)
     if not is_done(xp_path, sky):
         write_spectra(xp_path, first, stop, sky)
@@ -209,6 +220,59 @@ def write_shard(out, fid, first, stop, sky):
         path = shard_path(out, kind, fid)
         if not is_done(path, sky):
             write_columns(path, columns(), sky)
+
+
+def detections(sky):
+    """The synthetic detections of the sky's stars, ordered as they: ra, dec, flux, dflux.
+
+    The fluxes are those of the unWISE shards; the positions are the stars' (no proper motion is
+    known of them) with Gaussian errors.
+    """
+    seed, parts = sky.settings["seed"], []
+    for _, first, stop in sky.shards:
+        star = sky.part(first, stop)
+        columns = unwise_columns(star, seed)
+        rows = np.searchsorted(star["source_id"], columns["gdr3_source_id"].values)
+        rng = np.random.default_rng([seed, 2, int(star["source_id"][0])])
+        east, north = TILE_POSITION_ERROR * rng.standard_normal((2, len(rows)))
+        dec = star["dec"][rows] + north
+        ra = (star["ra"][rows] + east / np.cos(np.deg2rad(dec))) % 360
+        pair = {name: columns[name].values for name in ("flux", "dflux")}
+        parts.append({"ra": ra, "dec": dec, **pair})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def unrelated_detections(ring, number, seed):
+    """N_UNRELATED detections at random places of a tile, faint, some of them not primary."""
+    rng = np.random.default_rng([seed, 3, ring + N_PIXELS, number])
+    size = np.array([360 / ring_size(ring), RING_STEP])
+    ra, dec = ((np.array([number, ring]) + rng.uniform(-0.5, 0.5, (N_UNRELATED, 2))) * size).T
+    return {
+        "ra": ra % 360,
+        "dec": np.clip(dec, -90, 90),
+        "flux": rng.uniform(10, 100, (N_UNRELATED, 2)).astype("f4"),
+        "dflux": np.full((N_UNRELATED, 2), 5, "f4"),
+        "primary": (rng.random(N_UNRELATED) < UNRELATED_PRIMARY).astype("i2"),
+    }
+
+
+def write_tiles(folder, sky):
+    """Write the tiles that hold the sky's stars and are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = detections(sky)
+    found["primary"] = np.ones(len(found["ra"]), "i2")
+    stars = sky.part(0, len(sky.source_id))
+    tiles = {place: [] for place in zip(*(k.tolist() for k in tile_of(stars["ra"], stars["dec"])),
+                                        strict=True)}  # fmt: skip
+    places = zip(*(k.tolist() for k in tile_of(found["ra"], found["dec"])), strict=True)
+    for row, place in enumerate(places):
+        tiles.setdefault(place, []).append(row)
+    for (ring, number), rows in tiles.items():
+        name = tile_name(ring, number)
+        if not (folder / f"{name}.cat.fits").exists():
+            other = unrelated_detections(ring, number, sky.settings["seed"])
+            columns = {key: np.concatenate([other[key], found[key][rows]]) for key in other}
+            write_tile(folder, name, columns)
 
 
 def write_labels(path, sky):
@@ -233,6 +297,8 @@ def plan_sky(args):
     settings = {
         "n": len(row), "seed": args.seed, "parallax": args.parallax, "shards": args.shards,
     }  # fmt: skip
+    if args.tiles:
+        settings["tiles"] = True
     sky = Sky(stars, templates, row, source_id, settings, star_file=args.stars)
     sky.shards = shard_ranges(source_id, args.shards)
     expected = {fid for fid, _, _ in sky.shards}
@@ -262,6 +328,9 @@ def parse_args(argv=None):
         help="spectro: spectro-photometric parallaxes with 20%% error; none: NaN",
     )
     parser.add_argument("--shards", type=int, default=8, help="number of files (default 8)")
+    parser.add_argument(
+        "--tiles", action="store_true", help="write unWISE tiles in the place of unWISE shards"
+    )
     return parser.parse_args(argv)
 
 
@@ -272,6 +341,8 @@ def main(argv=None):
     sky.made_by = provenance(Path(__file__).name, argv, [args.stars])
     for fid, first, stop in sky.shards:
         write_shard(args.out, fid, first, stop, sky)
+    if args.tiles:
+        write_tiles(args.out / TILE_FOLDER, sky)
     write_labels(args.out / "training_params.h5", sky)
     print(f"{args.out}: {len(sky.source_id)} stars in {len(sky.shards)} shards")
     return 0

@@ -5,8 +5,9 @@
 
 Each step script is run by its own command line, which is shown. What an earlier run finished is
 kept, so running again goes on where it stopped; remove the run folder to begin anew. Everything is
-written under demo/run: the data directory `data/`, `training_data.h5`, the trained `model/` and the
-figures. Ends with the accuracy on validation stars, which the training never saw.
+written under demo/run: the data directory `data/`, the reddening of the map that comes with
+dustmaps in `bh/` (made, but not used: the demo has a better one), `training_data.h5`, the trained
+`model/` and the figures. Ends with the accuracy on validation stars, which the training never saw.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from astropy.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from demo.build_sky import TILE_FOLDER
 from shards import ShardError, ShardReader, join_rows, list_fids, shard_path, usage_exit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,8 +37,13 @@ def steps(run_dir, stars):
     labels = f"{data}/training_params.h5"
     compile_data = ["compile_training_data.py", "--data-dir", data, "--stellar-params", labels]
     train = ["train.py", "-i", training, "-o", model]
+    tiles = f"{data}/{TILE_FOLDER}"
+    # The demo's own reddening, from A_K, is better than this map and stays the one in use.
+    bh = ["query_reddening_gaia.py", "--data-dir", data, "--maps", "bh"]
     return [
-        ["demo/build_sky.py", "--stars", str(stars), "--out", data],
+        ["demo/build_sky.py", "--stars", str(stars), "--out", data, "--tiles"],
+        ["match_unwise_gaia.py", "--data-dir", data, "--unwise-dir", tiles],
+        [*bh, "--output-dir", f"{run_dir}/bh"],
         [*compile_data, "--output", training],
         [*train, "--resume"] if (ROOT / model).exists() else train,
         ["gen_xp_input_allsources.py", "--data-dir", data],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+import match_unwise_gaia
 from demo import build_sky
 from shards import KINDS, list_fids, shard_path
 from tools import select_demo_stars
@@ -316,3 +317,42 @@ def test_bundled_stars_are_those_of_the_full_file_to_the_documented_rounding(sta
             np.testing.assert_allclose(values, expected, rtol=1.3e-4)
         else:
             np.testing.assert_array_equal(values, expected)
+
+
+def test_step_4_finds_in_the_tiles_the_matches_that_the_ready_shards_have(tmp_path):
+    ready, tiles = tmp_path / "ready", tmp_path / "tiles"
+    assert build(ready, "--n", 400, "--shards", 3) == 0
+    assert build(tiles, "--n", 400, "--shards", 3, "--tiles") == 0
+    assert list_fids(tiles, "unwise") == []
+    folder = tiles / build_sky.TILE_FOLDER
+    options = ["--data-dir", tiles, "--unwise-dir", folder]
+    assert match_unwise_gaia.main([str(option) for option in options]) == 0
+    for name in ("gdr3_source_id", "flux", "dflux", "qf", "fracflux"):
+        np.testing.assert_array_equal(
+            column(tiles, "unwise", name), column(ready, "unwise", name), err_msg=name
+        )
+    assert len(column(tiles, "unwise", "flux")) > 40
+    assert np.max(column(tiles, "unwise", "sep_arcsec")) < 0.25  # else the fluxes are not used
+    for fid in list_fids(tiles, "unwise"):
+        with h5py.File(shard_path(tiles, "unwise", fid)) as file:
+            assert file.attrs["sources_in_no_tile"] == 0
+
+
+def test_tiles_are_the_same_again_and_say_that_they_are_synthetic(tmp_path):
+    contents = []
+    for name in "ab":
+        assert build(tmp_path / name, "--n", 40, "--tiles") == 0
+        files = sorted((tmp_path / name / build_sky.TILE_FOLDER).iterdir())
+        contents.append({path.name: path.read_bytes() for path in files})
+    assert contents[0] == contents[1]
+    assert all(b"SYNTHETIC" in content for content in contents[0].values())
+
+
+def test_tiles_that_are_there_are_not_written_again(tmp_path):
+    assert build(tmp_path, "--n", 40, "--tiles") == 0
+    files = sorted((tmp_path / build_sky.TILE_FOLDER).iterdir())
+    before = [path.stat().st_mtime_ns for path in files]
+    files[3].unlink()
+    assert build(tmp_path, "--n", 40, "--tiles") == 0
+    after = [path.stat().st_mtime_ns for path in files]
+    assert [i for i in range(len(files)) if before[i] != after[i]] == [3]

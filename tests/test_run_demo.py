@@ -31,7 +31,9 @@ def test_the_demo_stops_at_the_first_failing_step_and_says_which(tmp_path, monke
 def test_the_steps_are_scripts_by_their_documented_command_lines():
     commands = [" ".join(command) for command in run_demo.steps("elsewhere", "demo/stars.h5")]
     assert commands == [
-        "demo/build_sky.py --stars demo/stars.h5 --out elsewhere/data",
+        "demo/build_sky.py --stars demo/stars.h5 --out elsewhere/data --tiles",
+        "match_unwise_gaia.py --data-dir elsewhere/data --unwise-dir elsewhere/data/unwise_tiles",
+        "query_reddening_gaia.py --data-dir elsewhere/data --maps bh --output-dir elsewhere/bh",
         "compile_training_data.py --data-dir elsewhere/data "
         "--stellar-params elsewhere/data/training_params.h5 --output elsewhere/training_data.h5",
         "train.py -i elsewhere/training_data.h5 -o elsewhere/model",
