@@ -1,19 +1,26 @@
-"""The forward model of a star's fluxes, and the prior of stellar types, in TensorFlow.
+"""The forward model of a star's fluxes, its noise model and its prior, in TensorFlow.
 
 A star of type theta = (Teff/1000 K, [Fe/H], log g) behind dust E with extinction-curve shape xi,
-at parallax plx (mas), has the flux
+at parallax plx (mas), has at 66 wavelengths the flux (1e-18 W m^-2 nm^-1)
 
-    f(theta, E, xi, plx) = exp[ F(theta) - E R(xi) ] plx^2        (66 wavelengths)
-    ln R(xi) = a + b tanh(xi)
+    f(theta, E, xi, plx) = exp[ F(theta) - E R(xi) ] plx^2,      ln R(xi) = a + b tanh(xi)
 
 with F a small neural network (ln flux at 1 kpc without dust), and a, b one number a wavelength
-(Zhang, Green & Rix 2023, MNRAS 524, 1855; Zhang & Green 2025, Science). Fluxes are in
-1e-18 W m^-2 nm^-1. This file knows TensorFlow and arrays, nothing of files, except the export of
-a TensorFlow SavedModel, whose interface is that of the published model.
+(Zhang, Green & Rix 2023, MNRAS 524, 1855; Zhang & Green 2025, Science). Observed ln fluxes scatter
+about it with a full covariance that a second network gives as a function of the star (NoiseModel).
+In ln flux dust and distance are linear, so they can be marginalised in closed form
+(`marginal_chi2`). docs/model.md has the equations.
+
+This file knows TensorFlow and arrays, nothing of files, except the export of a TensorFlow
+SavedModel, whose interface is that of the published model.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+
+import xp_utils
 
 N_LABELS = 3
 LABEL_NAMES = ("Teff", "[Fe/H]", "log g")
@@ -149,6 +156,242 @@ def initial_ln_ext_curve(wavelengths):
                   ** EXT_CURVE_SLOPE)
 
 
+# ------------------------------------------------------------------------------ the noise model
+
+
+MIN_FLUX_SIGMAS = 0.7     # ln flux is taken of at least this many sigma: fluxes may be negative
+N_NOISE_FEATURES = N_LABELS + 3
+FEATURE_LIMIT = 3.0       # standardised features are bent to this range: no wild extrapolation
+STUDENT_NU = 30.0         # degrees of freedom of the residuals: tails heavier than Gaussian
+OUTPUT_STEP = 0.1         # scale of the network's part of W: the rest is one matrix for all stars
+LN_DIAGONAL_LIMIT = 4.0
+SCALE_FLOOR = 1e-3        # of a channel's scatter in ln flux
+START_SCATTER = 0.02      # of ln flux, before training
+RED_MIN_NM = 645.0         # RP alone has weight redward of this
+PHOTOMETRY = range(xp_utils.N_XP, xp_utils.N_FLUX)
+
+
+@dataclass
+class LnFlux:
+    """Observed fluxes as the likelihood takes them, float32.
+
+    value (N, 66): ln flux, 0 where not used; rel_err (N, 66): relative error, 1 where not used;
+    used (N, 66): 1 or 0; features (N, 2): brightness (mean ln flux of RP, or else of BP) and the
+    mean ln relative error of the XP fluxes.
+    """
+
+    value: np.ndarray
+    rel_err: np.ndarray
+    used: np.ndarray
+    features: np.ndarray
+
+
+def ln_flux_data(flux, flux_err):
+    """`LnFlux` of fluxes and errors (N, 66); error inf = not used.
+
+    A flux below 0.7 sigma is replaced by that: y = ln max(f, 0.7 sigma), with the relative error
+    sigma / max(f, 0.7 sigma).
+    """
+    flux, flux_err = np.asarray(flux, "f4"), np.asarray(flux_err, "f4")
+    used = np.isfinite(flux_err) & np.isfinite(flux)
+    err = np.where(used, flux_err, 1.0)
+    floored = np.where(used, np.maximum(flux, MIN_FLUX_SIGMAS * err), 1.0)
+    value, rel_err = np.log(floored), np.where(used, err / floored, 1.0)
+    xp = used.copy()
+    xp[:, PHOTOMETRY.start:] = False
+    red = xp & (xp_utils.SAMPLE_WAVELENGTHS > RED_MIN_NM)
+    bright = np.where(red.any(1)[:, None], red, xp)
+    features = np.stack([_masked_mean(value, bright), _masked_mean(np.log(rel_err), xp)], 1)
+    return LnFlux(*(np.ascontiguousarray(x, "f4") for x in (value, rel_err, used, features)))
+
+
+def _masked_mean(values, mask):
+    """Mean over axis 1 where mask is true; 0 where it never is."""
+    return np.where(mask, values, 0.0).sum(1) / np.maximum(mask.sum(1), 1)
+
+
+class NoiseModel(tf.Module):
+    """The precision of ln flux as a function of the star.
+
+        C^-1 = diag(1/s) W^T W diag(1/s),   s^2 = exp(2 l0) + (exp(l1) sigma)^2 + 1e-6
+
+    sigma: the star's own relative errors, so that reported errors larger than usual widen the
+    covariance; l0, l1: one number a channel. W: upper triangular, a base matrix plus what a small
+    network (two layers with swish) makes of the type, the brightness, the error level and E.
+
+    W diag(1/s) is the whitening. As W is upper triangular, channels missing at the blue end (BP)
+    drop out exactly with their rows; others are projected out (`whitening`).
+
+    Args:
+        n_wl: number of wavelengths. feature_mean, feature_scale (2,): of `LnFlux.features`.
+        hidden: units a layer. seed: of the initial weights.
+    """
+
+    def __init__(self, n_wl, feature_mean, feature_scale, hidden=32, seed=0):
+        super().__init__(name="noise_model")
+        rng = np.random.default_rng([seed, 1])
+        self.n_wl, self.n_out = n_wl, n_wl * (n_wl + 1) // 2
+        self.feature_mean = tf.constant(feature_mean, tf.float32)
+        self.feature_scale = tf.constant(feature_scale, tf.float32)
+
+        def variable(values, name):
+            return tf.Variable(values, dtype=tf.float32, name=f"noise_{name}")
+
+        def weight(n_in, n_out, size, name):
+            return variable(rng.normal(0, size / np.sqrt(n_in), (n_in, n_out)), name)
+
+        self.w1 = weight(N_NOISE_FEATURES, hidden, 1, "w1")
+        self.b1 = variable(np.zeros(hidden), "b1")
+        self.w2 = weight(hidden, hidden, 1, "w2")
+        self.b2 = variable(np.zeros(hidden), "b2")
+        self.w_out = weight(hidden, self.n_out, 0.1, "w_out")
+        self.base = variable(np.zeros(self.n_out), "base")
+        self.ln_scatter = variable(np.full(n_wl, np.log(START_SCATTER)), "ln_scatter")
+        self.ln_err_factor = variable(np.zeros(n_wl), "ln_err_factor")
+
+    def _outputs(self, z, features, ext):
+        """The n_out entries of W (B, n_out), rows one after another, before exp of the diagonal."""
+        x = (features - self.feature_mean) / self.feature_scale
+        x = tf.concat([z, x, (tf.math.log(ext + 0.1) + 1.0)[:, None]], 1)
+        x = FEATURE_LIMIT * tf.tanh(x / FEATURE_LIMIT)
+        h = tf.nn.swish(x @ self.w1 + self.b1)
+        h += tf.nn.swish(h @ self.w2 + self.b2)
+        return self.base + OUTPUT_STEP * (h @ self.w_out)
+
+    def _triangle(self, outputs):
+        """W (B, n_wl, n_wl) and the logarithms of its diagonal (B, n_wl)."""
+        zeros = tf.zeros_like(outputs[:, :self.n_wl])
+        pieces, diagonal, start = [], [], 0
+        for row in range(self.n_wl):
+            ln_diagonal = LN_DIAGONAL_LIMIT * tf.tanh(outputs[:, start:start + 1]
+                                                      / LN_DIAGONAL_LIMIT)
+            stop = start + self.n_wl - row
+            pieces += [zeros[:, :row], tf.exp(ln_diagonal), outputs[:, start + 1:stop]]
+            diagonal.append(ln_diagonal)
+            start = stop
+        w = tf.reshape(tf.concat(pieces, 1), (-1, self.n_wl, self.n_wl))
+        return w, tf.concat(diagonal, 1)
+
+    def whitening(self, z, ext, rel_err, used, features, general=False):
+        """S (B, n_wl, n_wl) with S^T S the precision of the used channels, and ln |det S| (B,).
+
+        z (B, 3), ext (B,): the type and dust at which the noise is evaluated. rel_err, used
+        (B, n_wl), features (B, 2): see `LnFlux`. Missing channels are marginalised exactly and
+        leave zero columns: BP by dropping its rows, the photometric bands by projecting their
+        columns out. `general`: project out every missing channel (any pattern; slower).
+        """
+        w, ln_diagonal = self._triangle(self._outputs(z, features, ext))
+        ln_s = 0.5 * tf.math.log(tf.exp(2.0 * self.ln_scatter)
+                                 + (tf.exp(self.ln_err_factor) * rel_err) ** 2 + SCALE_FLOOR**2)
+        s = w * tf.exp(-ln_s)[:, None]
+        if general:
+            return self._project_all(s, tf.reduce_sum(ln_diagonal - ln_s, 1), used)
+        n_xp = PHOTOMETRY.start
+        rows = tf.concat([used[:, :n_xp], tf.ones_like(used[:, n_xp:])], 1)
+        s = s * rows[:, :, None] * rows[:, None]
+        ln_det = tf.reduce_sum((ln_diagonal - ln_s) * rows, 1)
+        for k in PHOTOMETRY:
+            s, ln_det = _project_out(s, ln_det, s[:, :, k], 1.0 - used[:, k])
+        return s * used[:, None], ln_det
+
+    def _project_all(self, s, ln_det, used):
+        def project(k, s, ln_det):
+            return k + 1, *_project_out(s, ln_det, tf.gather(s, k, axis=2),
+                                        1.0 - tf.gather(used, k, axis=1))
+
+        _, s, ln_det = tf.while_loop(lambda k, *_: k < self.n_wl, project, (0, s, ln_det))
+        return s * used[:, None], ln_det
+
+
+def _project_out(s, ln_det, column, missing):
+    """Marginalise the channel whose whitened column (B, n) is given, where missing (B,) is 1."""
+    norm2 = tf.reduce_sum(column * column, 1)
+    norm2 = tf.where(missing > 0, tf.maximum(norm2, 1e-20), 1.0)
+    axis = column * (missing * tf.math.rsqrt(norm2))[:, None]
+    s -= axis[:, :, None] * tf.linalg.matvec(s, axis, transpose_a=True)[:, None]
+    return s, ln_det - 0.5 * tf.math.log(norm2)
+
+
+# --------------------------------------------------------------- small systems, and nuisances
+
+
+def cholesky_small(matrix, floor=1e-12):
+    """Cholesky factor of matrix (k, k, ...), k small, written out over the trailing axes.
+
+    Many times faster than a batched solver for matrices this small. Returns the strictly lower
+    entries as a list of lists and the inverse of the diagonal as a list; pivots are held above
+    `floor`.
+    """
+    k = matrix.shape[0]
+    low, inverse = [[None] * k for _ in range(k)], [None] * k
+    for i in range(k):
+        for j in range(i + 1):
+            total = matrix[i, j]
+            for m in range(j):
+                total -= low[i][m] * low[j][m]
+            if i == j:
+                inverse[i] = tf.math.rsqrt(tf.maximum(total, floor))
+            else:
+                low[i][j] = total * inverse[j]
+    return low, inverse
+
+
+def solve_small(factor, b):
+    """Solution x (k, ...) of matrix x = b, from `cholesky_small` and b (k, ...)."""
+    low, inverse = factor
+    k, y = len(inverse), [None] * len(inverse)
+    for i in range(k):
+        y[i] = (b[i] - sum((low[i][m] * y[m] for m in range(i)), 0.0)) * inverse[i]
+    for i in reversed(range(k)):
+        y[i] = (y[i] - sum((low[m][i] * y[m] for m in range(i + 1, k)), 0.0)) * inverse[i]
+    return tf.stack(y)
+
+
+def marginal_chi2(residual, columns):
+    """chi^2 with linear nuisances of unit Gaussian priors marginalised.
+
+    residual (B, n, m): n whitened residuals a star; columns (B, k, m): whitened change of the
+    fluxes per unit of each nuisance. With M = 1 + U U^T and amplitudes a = M^-1 U r:
+
+        chi^2 = |r - U^T a|^2 + |a|^2
+
+    This form does not cancel in float32, as r^T r - r^T U^T M^-1 U r does, and is stationary in a,
+    so gradients need not pass through the solution.
+
+    Returns chi2 (B, n), amplitudes (B, n, k), M^-1 (B, k, k) and ln det M (B,). Gradients flow
+    through all but M^-1.
+    """
+    k = columns.shape[1]
+    u, r = tf.stop_gradient(columns), tf.stop_gradient(residual)
+    gram = tf.matmul(u, u, transpose_b=True) + tf.eye(k)
+    factor = cholesky_small(tf.transpose(gram, (1, 2, 0))[..., None])
+
+    def solve(b):                                                          # (B, n, k)
+        return tf.transpose(solve_small(factor, tf.transpose(b, (2, 0, 1))), (1, 2, 0))
+
+    def slope(r, u, a):                                                    # of -chi^2 / 2 in a
+        return tf.matmul(r - tf.matmul(a, u), u, transpose_b=True) - a
+
+    a = solve(tf.matmul(r, u, transpose_b=True))
+    a = tf.stop_gradient(a + solve(slope(r, u, a)))       # once refined: float32
+    left = residual - tf.matmul(a, columns)
+    chi2 = tf.reduce_sum(left * left, 2) + tf.reduce_sum(a * a, 2)
+    inverse = tf.stop_gradient(solve(tf.eye(k, batch_shape=[1]) * tf.ones_like(gram)))
+    a += tf.matmul(slope(residual, columns, a), inverse)  # zero; carries the gradient
+    ln_det = -2.0 * tf.reduce_sum(tf.math.log(tf.stack(factor[1])[..., 0]), 0)
+    trace = tf.reduce_sum(inverse * tf.matmul(columns, columns, transpose_b=True), (1, 2))
+    return chi2, a, inverse, tf.stop_gradient(ln_det - trace) + trace
+
+
+def student_misfit(chi2, n):
+    """-ln likelihood of residuals with chi^2 (B, ...) over n used fluxes, Student-t with
+    STUDENT_NU degrees of freedom; chi^2 / 2 for nu to infinity."""
+    return 0.5 * (STUDENT_NU + n) * tf.math.log1p(chi2 / STUDENT_NU)
+
+
+# ------------------------------------------------------------------------------------ the prior
+
+
 class MixturePrior(tf.Module):
     """A Gaussian mixture over the standardised stellar type z.
 
@@ -193,10 +436,10 @@ class MixturePrior(tf.Module):
         return self.ln_density_z(z) + self.ln_jacobian
 
     def value_gradient_hessian(self, z):
-        """-ln p(z) (B,), its gradient (B, 3) and a positive definite bound of its Hessian (B, 3, 3).
+        """-ln p(z) (B,), its gradient (B, 3) and a bound of its Hessian (B, 3, 3).
 
-        The bound is the responsibility-weighted mean of the components' precisions: the true
-        Hessian less a positive semi-definite term, so a step with it cannot overshoot.
+        The bound is the mean of the components' precisions, weighted by their responsibilities: the
+        true Hessian less a positive semi-definite term, so a step with it cannot overshoot.
         """
         white, terms = self._terms(z)
         ln_p = tf.reduce_logsumexp(terms, -1)
@@ -235,6 +478,31 @@ def fit_prior(theta, theta_mean, theta_scale, n_components=16, seed=0):
     ln_density = mixture.score_samples(z) - np.log(theta_scale).sum()
     return MixturePrior(mixture.weights_, mixture.means_, mixture.covariances_, theta_scale,
                         np.quantile(ln_density, 0.001))
+
+
+@dataclass
+class StellarModel:
+    """What training makes and inference needs: forward model, noise model, prior."""
+
+    flux: FluxModel
+    noise: NoiseModel
+    prior: MixturePrior
+
+    def to_arrays(self):
+        """All that defines the model, as {name: array}."""
+        arrays = self.flux.to_arrays() | self.prior.to_arrays()
+        arrays |= {v.name.split(":")[0]: v.numpy() for v in self.noise.variables}
+        return arrays | {"noise_feature_mean": self.noise.feature_mean.numpy(),
+                         "noise_feature_scale": self.noise.feature_scale.numpy()}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        """The model that `to_arrays` described. Raises KeyError where an array is missing."""
+        noise = NoiseModel(len(arrays["sample_wavelengths"]), arrays["noise_feature_mean"],
+                           arrays["noise_feature_scale"], len(arrays["noise_b1"]))
+        for variable in noise.variables:
+            variable.assign(arrays[variable.name.split(":")[0]])
+        return cls(FluxModel.from_arrays(arrays), noise, MixturePrior.from_arrays(arrays))
 
 
 class ExportedModel(tf.Module):
@@ -292,54 +560,3 @@ def set_threads(n):
     """Let TensorFlow use n CPU threads (0: all cores). Call before anything is computed."""
     tf.config.threading.set_intra_op_parallelism_threads(n)
     tf.config.threading.set_inter_op_parallelism_threads(1 if n == 1 else 0)
-
-
-# ------------------------------------------------------------------ how well labels are recovered
-
-
-GIANT_LOGG = 3.5
-
-
-def robust_width(x):
-    """1.4826 times the median absolute deviation: the standard deviation, if x is Gaussian."""
-    return float(1.4826 * np.median(np.abs(x - np.median(x))))
-
-
-def accuracy(est, err, label, label_err):
-    """How labels (N, 3) in (kK, dex, dex) are recovered by est (N, >=3) with errors err.
-
-    Returns {group: {"n": stars, parameter: {"offset", "scatter", "pull_width", "frac_gt3"}}} for
-    all stars, giants (log g < 3.5) and dwarfs, with Teff in K; stars without a finite estimate
-    are counted in {"stars", "finite"} only. Offset: median of estimate - label; scatter: robust
-    width of it; pull: divided by both errors in quadrature.
-    """
-    est, err = np.asarray(est)[:, :N_LABELS], np.asarray(err)[:, :N_LABELS]
-    finite = np.isfinite(est).all(1) & np.isfinite(err).all(1)
-    residual = (est - label) * np.array([1e3, 1.0, 1.0])
-    pull = (est - label) / np.hypot(err, label_err)
-    giant = label[:, 2] < GIANT_LOGG
-    out = {"stars": len(est), "finite": int(finite.sum())}
-    for group, rows in (("all", finite), ("giants", finite & giant), ("dwarfs", finite & ~giant)):
-        out[group] = {"n": int(rows.sum())}
-        for k, name in enumerate(LABEL_NAMES if rows.any() else ()):
-            out[group][name] = {
-                "offset": float(np.median(residual[rows, k])),
-                "scatter": robust_width(residual[rows, k]),
-                "pull_width": robust_width(pull[rows, k]),
-                "frac_gt3": float(np.mean(np.abs(pull[rows, k]) > 3)),
-            }
-    return out
-
-
-def format_accuracy(scores):
-    """The table of `accuracy` as text."""
-    lines = [f"{scores['stars']} stars, {scores['finite']} with finite parameters",
-             f"{'group':8s} {'n':>7s}  {'':7s} {'offset':>8s} {'scatter':>8s} {'pull':>6s} {'>3':>6s}"]
-    for group in ("all", "giants", "dwarfs"):
-        for name in LABEL_NAMES:
-            if name in scores[group]:
-                s, unit = scores[group][name], " (K)" if name == "Teff" else ""
-                lines.append(f"{group:8s} {scores[group]['n']:7d}  {name + unit:9s}"
-                             f"{s['offset']:8.3f} {s['scatter']:8.3f} {s['pull_width']:6.2f} "
-                             f"{s['frac_gt3']:6.3f}")
-    return "\n".join(lines)

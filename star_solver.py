@@ -1,25 +1,37 @@
-"""The best parameters of every star under a forward model: batched Levenberg-Marquardt.
+"""The best parameters of every star under a model: batched Levenberg-Marquardt.
 
 A star's six coordinates are u = (z (3), xi, ln E, ln plx), z the standardised stellar type. The
 solver minimises
 
-    phi(u) = -ln posterior = chi^2 / 2 - ln p(z) + xi^2 / 2 - ln E + (plx - plx_obs)^2 / 2 sigma^2
+    phi(u) = -ln posterior = misfit - ln |det S| - ln p(z) + xi^2 / 2 - ln E
+             + (plx - plx_obs)^2 / 2 sigma^2
 
-with chi^2 = |S (f_model - f_obs)|^2. The term -ln E is the Jacobian of a flat prior in E > 0:
-phi is the density per unit of ln E, whose mode lies inside the allowed range also for stars
-without dust (close to the posterior mean of E), where a density per unit of E peaks on the edge.
-During training the labels and a dust map's reddening enter as Gaussian priors.
+with misfit = (nu + n) / 2 ln(1 + chi^2 / nu) (Student-t over n used fluxes),
+chi^2 = |S (y - mu(u))|^2, y the observed ln fluxes, mu = F(z) - E R(xi) + 2 ln plx, and the
+whitening S of the noise model, evaluated where a descent starts and held during it. The term -ln E
+is the Jacobian of a flat prior in E > 0: phi is the density per unit of ln E, whose mode lies
+inside the allowed range also for stars without dust (close to the posterior mean of E), where a
+density per unit of E peaks on the edge. With labels (training), these and a dust map's reddening
+enter as Gaussian priors, and the mixture prior p(z) does not.
 
-Everything runs in TensorFlow on batches of one fixed shape, so that the same code serves a CPU and
-a GPU. Arrays inside are (coordinate, star): "structure of arrays".
+Everything runs in TensorFlow, compiled, on batches of one fixed shape, so that the same code serves
+a CPU and a GPU. Arrays inside are (coordinate, star): "structure of arrays".
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 import xp_utils
+from model import (
+    STUDENT_NU,
+    cholesky_small,
+    ln_flux_data,
+    solve_small,
+    student_misfit,
+)
 
 N_PAR = 6
 Z, XI, LN_E, LN_PLX = slice(0, 3), 3, 4, 5
@@ -31,7 +43,7 @@ STEP_BOX = np.array([1, 1, 1, 1, 1.5, 1], "f4")
 
 START_DAMPING = 1e-4
 DAMPING_FLOOR = 1e-3       # relative damping of a coordinate without curvature
-CONVERGED_DECREASE = 5e-4  # of phi, predicted
+CONVERGED_DECREASE = 1e-3  # of phi, predicted
 FIRST_ITERATIONS = 12      # then the few unfinished stars are pooled
 POOLED_ITERATIONS = 60
 
@@ -54,15 +66,13 @@ FAMILY_DWARF_TEFF = 5.2           # kK: cool | hot dwarfs
 class StarData:
     """Observed stars: what the solver needs of each.
 
-    flux (N, 66), flux_err (N, 66; inf = not used), flux_sqrticov_tril (N, 1891), all float32, as
-    `xp_utils.flux_vectors` makes them; plx, plx_err (N,) mas, NaN where there is none.
-    theta, theta_err (N, 3): labels as Gaussian priors (training). ext, ext_err (N,): a Gaussian
-    prior on E (training; error inf = none).
+    flux, flux_err (N, 66) as `xp_utils.flux_vectors` makes them (error inf = not used); plx,
+    plx_err (N,) mas, NaN where there is none. theta, theta_err (N, 3): labels as Gaussian priors.
+    ext, ext_err (N,): a Gaussian prior on E (error inf = none). The last four: training only.
     """
 
     flux: np.ndarray
     flux_err: np.ndarray
-    flux_sqrticov_tril: np.ndarray
     plx: np.ndarray
     plx_err: np.ndarray
     theta: np.ndarray | None = None
@@ -108,89 +118,69 @@ def gaussian_prior(value, err):
     return np.where(good, value, 0.0).astype("f4"), ivar.astype("f4")
 
 
-def unpack_whitening(tril, weight):
-    """Full whitening (B, 66, 66) from the XP triangle (B, 1891) and the weights 1/error (B, 66).
-
-    The same as `xp_utils.unpack_tril`, in TensorFlow: one copy, by rows.
-    """
-    n_wl = weight.shape[1]
-    zeros = tf.zeros_like(weight)
-    pieces, start = [], 0
-    for row in range(xp_utils.N_XP):
-        pieces += [tril[:, start:start + row + 1], zeros[:, row + 1:]]
-        start += row + 1
-    for row in range(xp_utils.N_XP, n_wl):
-        pieces += [zeros[:, :row], weight[:, row:row + 1], zeros[:, row + 1:]]
-    return tf.reshape(tf.concat(pieces, 1), (-1, n_wl, n_wl))
+def projectable(used):
+    """Whether the missing channels of used (N, 66) bool are only BP or photometric bands, which
+    the noise model drops fast; other patterns need its general way."""
+    xp = used[:, :xp_utils.N_XP]
+    first = np.where(xp.any(1), xp.argmax(1), xp_utils.N_XP)
+    return (xp | (np.arange(xp_utils.N_XP) < first[:, None])).all(1)
 
 
 class StarSolver:
     """Finds the maximum of the posterior of many stars.
 
     Args:
-        model: `model.FluxModel`; prior: `model.MixturePrior`.
-        labelled: True in training: labels (`StarData.theta`) and reddenings as Gaussian priors
-            in the place of the mixture.
+        model: `model.StellarModel`.
+        labelled: labels (`StarData.theta`) and reddenings as Gaussian priors in the place of the
+            mixture.
         batch_size: stars in a TensorFlow call (fixed; the last batch is padded).
+        seed: of the templates of the start search.
     """
 
-    def __init__(self, model, prior=None, labelled=False, batch_size=512, seed=0):
-        if prior is None and not labelled:
-            raise ValueError("a StarSolver without labels needs a prior of stellar types")
-        self.model, self.prior, self.labelled = model, prior, labelled
-        self.batch_size = batch_size
-        self.n_wl = int(model.sample_wavelengths.shape[0])
-        self._starts = None if labelled else StartSearch(model, prior, seed)
+    def __init__(self, model, labelled=False, batch_size=256, seed=0):
+        self.model, self.labelled, self.batch_size = model, labelled, batch_size
+        self._starts = None if labelled else StartSearch(model, seed)
         self._minimise_tf = tf.function(self._minimise, jit_compile=True)
 
-    # ------------------------------------------------------------------ the objective, in TensorFlow
+    # ---------------------------------------------------------------- the objective, in TensorFlow
 
-    def _model_columns(self, u, flux):
-        """[d f / d u (6), f_obs - f] as (B, 7, n_wl)."""
-        ln_flux, dz = self.model.ln_flux_and_jacobian(tf.transpose(u[Z]))
-        curve, dln_curve = self.model.ext_curve(u[XI])
-        extinction = tf.exp(u[LN_E])[:, None] * curve                          # (B, n_wl)
-        limit = 40.0
-        f = tf.exp(tf.clip_by_value(ln_flux - extinction + 2.0 * u[LN_PLX][:, None],
-                                    -limit, limit))
-        rest = tf.stack([-extinction * dln_curve, -extinction, 2.0 * tf.ones_like(f)], 1)
-        jacobian = tf.concat([dz, rest], 1) * f[:, None]
-        return tf.concat([jacobian, (flux - f)[:, None]], 1)
-
-    def _evaluate(self, u, data):
+    def _evaluate(self, u, data, whitening, ln_det):
         """phi and its derivatives at u (6, B), after the best ln plx was put in.
 
-        The flux is proportional to plx^2, so the optimum over ln plx for given other coordinates
-        follows from the 7 x 7 Gram matrix of the whitened columns by scalar Newton steps.
+        ln flux is linear in ln plx, so its optimum for given other coordinates follows from the
+        7 x 7 Gram matrix of the whitened columns by scalar Newton steps (with the parallax).
         Returns u (6, B), phi (B,), gradient (6, B), hessian (6, 6, B), chi2 (B,).
         """
-        columns = self._model_columns(u, data["flux"])
-        white = tf.matmul(columns, data["S"], transpose_b=True)                # (B, 7, n_wl)
+        ln_flux, dz = self.model.flux.ln_flux_and_jacobian(tf.transpose(u[Z]))
+        curve, dln_curve = self.model.flux.ext_curve(u[XI])
+        dimming = tf.exp(u[LN_E])[:, None] * curve                             # (B, n_wl)
+        residual = data["value"] - ln_flux + dimming - 2.0 * u[LN_PLX][:, None]
+        rest = tf.stack([-dimming * dln_curve, -dimming, 2.0 * tf.ones_like(dimming), residual], 1)
+        white = tf.matmul(tf.concat([dz, rest], 1), whitening, transpose_b=True)   # (B, 7, n_wl)
         gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))  # (7, 7, B)
-        delta = self._best_ln_plx(u[LN_PLX], gram, data)
-        grow = tf.exp(2.0 * delta)                                             # flux ratio
+
+        n = tf.reduce_sum(data["used"], 1)
+        delta = self._best_ln_plx(u[LN_PLX], gram, 1.0, data)
+        weight = (STUDENT_NU + n) / (STUDENT_NU + _shifted_chi2(gram, delta))
+        delta = self._best_ln_plx(u[LN_PLX], gram, weight, data)
         u = tf.concat([u[:LN_PLX], (u[LN_PLX] + delta)[None]], 0)
-        half = 0.5 * (grow - 1.0)              # the residual loses this times the ln plx column
-        cross = grow * (gram[:N_PAR, N_PAR] - half * gram[:N_PAR, LN_PLX])     # (6, B)
-        chi2 = (gram[N_PAR, N_PAR] - 2.0 * half * gram[N_PAR, LN_PLX]
-                + half * half * gram[LN_PLX, LN_PLX])
-        hessian = grow * grow * gram[:N_PAR, :N_PAR]
-        phi, gradient, hessian = self._add_priors(u, tf.maximum(chi2, 0.0) / 2, -cross, hessian,
-                                                  data)
+        chi2 = _shifted_chi2(gram, delta)
+        weight = (STUDENT_NU + n) / (STUDENT_NU + chi2)
+        gradient = -weight * (gram[:N_PAR, N_PAR] - delta * gram[:N_PAR, LN_PLX])
+        phi = student_misfit(chi2, n) - ln_det
+        phi, gradient, hessian = self._add_priors(u, phi, gradient,
+                                                  weight * gram[:N_PAR, :N_PAR], data)
         return u, phi, gradient, hessian, chi2
 
-    def _best_ln_plx(self, ln_plx, gram, data):
+    def _best_ln_plx(self, ln_plx, gram, weight, data):
         """The change of ln plx (B,) that minimises phi, the other coordinates held."""
-        jj, jr = gram[LN_PLX, LN_PLX] / 4.0, gram[LN_PLX, N_PAR] / 2.0
+        jj, jr = weight * gram[LN_PLX, LN_PLX], weight * gram[LN_PLX, N_PAR]
         delta = tf.zeros_like(ln_plx)
-        for _ in range(4):
-            k = tf.exp(2.0 * delta)
+        for _ in range(3):
             plx = tf.exp(ln_plx + delta)
             prior_slope = data["plx_ivar"] * plx * (plx - data["plx"])
-            slope = 2.0 * k * ((k - 1.0) * jj - jr) + prior_slope
-            curvature = (4.0 * k * k * jj + data["plx_ivar"] * plx * plx
-                         + tf.maximum(prior_slope, 0.0) + 1e-6)
-            delta = delta - tf.clip_by_value(slope / curvature, -0.7, 0.7)
+            curvature = jj + data["plx_ivar"] * plx * plx + tf.maximum(prior_slope, 0.0) + 1e-6
+            delta -= tf.clip_by_value((jj * delta - jr + prior_slope) / curvature, -1.0, 1.0)
         return tf.clip_by_value(delta, LOWER[LN_PLX] - ln_plx, UPPER[LN_PLX] - ln_plx)
 
     def _add_priors(self, u, phi, gradient, hessian, data):
@@ -204,7 +194,7 @@ class StarSolver:
             g_ext = data["ext_ivar"] * ext * d_ext
             h_ext = data["ext_ivar"] * ext * ext
         else:
-            p_z, g_z, h_z = self.prior.value_gradient_hessian(tf.transpose(z))
+            p_z, g_z, h_z = self.model.prior.value_gradient_hessian(tf.transpose(z))
             g_z = tf.transpose(g_z)
             g_ext = h_ext = tf.zeros_like(ext)
         d_plx = plx - data["plx"]
@@ -232,12 +222,15 @@ class StarSolver:
         return tf.clip_by_value(cross + slope_xi, -limit, limit) - tf.clip_by_value(
             cross, -limit, limit)
 
-    # ------------------------------------------------------------------ the minimiser, in TensorFlow
+    # ---------------------------------------------------------------- the minimiser, in TensorFlow
 
-    def _minimise(self, u, data, iterations):
-        """Levenberg-Marquardt from u (6, B), at most `iterations` trial steps."""
-        data = dict(data, S=unpack_whitening(data["tril"], data["weight"]))
-        u, phi, grad, hess, chi2 = self._evaluate(u, data)
+    def _minimise(self, u, data, iterations, general):
+        """Levenberg-Marquardt from u (6, B), at most `iterations` trial steps, with the noise as
+        it is at the start."""
+        whitening, ln_det = self.model.noise.whitening(
+            tf.transpose(u[Z]), tf.exp(u[LN_E]), data["rel_err"], data["used"], data["features"],
+            general)
+        u, phi, grad, hess, chi2 = self._evaluate(u, data, whitening, ln_det)
         damping = tf.fill(tf.shape(phi), START_DAMPING)
         done = tf.zeros_like(phi, tf.bool)
 
@@ -250,7 +243,7 @@ class StarSolver:
             moved = trial - u
             predicted = -tf.reduce_sum(moved * (grad + 0.5 * tf.reduce_sum(
                 hess * moved[None], 1)), 0)
-            new = self._evaluate(trial, data)
+            new = self._evaluate(trial, data, whitening, ln_det)
             gain = (phi - new[1]) / tf.maximum(predicted, 1e-12)
             accept = (new[1] <= phi) & ~done
             small = (predicted < CONVERGED_DECREASE) & ~limited & ((damping < 0.1) | ~accept)
@@ -260,19 +253,20 @@ class StarSolver:
             return i + 1, u, phi, grad, hess, chi2, damping, done | small
 
         out = tf.while_loop(unfinished, iterate, (0, u, phi, grad, hess, chi2, damping, done))
-        return *out[1:6], out[7]
+        return out[1], out[2], out[4], out[5], out[7]
 
-    # ------------------------------------------------------------------ stars in, solutions out
+    # ---------------------------------------------------------------- stars in, solutions out
 
     def batch(self, data, rows):
         """TensorFlow tensors of the stars `rows`, padded to `batch_size` with the first of them."""
         rows = np.concatenate([rows, np.full(self.batch_size - len(rows), rows[0])])
         take = data.take(rows)
-        out = {"flux": take.flux, "tril": take.flux_sqrticov_tril}
-        out["weight"] = 1.0 / take.flux_err
+        observed = ln_flux_data(take.flux, take.flux_err)
+        out = dict(vars(observed))
         out["plx"], out["plx_ivar"] = gaussian_prior(take.plx, take.plx_err)
         if self.labelled:
-            mean, scale = self.model.theta_mean.numpy(), self.model.theta_scale.numpy()
+            flux = self.model.flux
+            mean, scale = flux.theta_mean.numpy(), flux.theta_scale.numpy()
             z, ivar = gaussian_prior((take.theta - mean) / scale, take.theta_err / scale)
             out["z"], out["z_ivar"] = z.T, ivar.T
             out["ext"], out["ext_ivar"] = gaussian_prior(take.ext, take.ext_err)
@@ -283,18 +277,23 @@ class StarSolver:
         all. Returns a `Solution` of M rows."""
         rows = np.arange(len(data)) if rows is None else rows
         solution = Solution.empty(len(rows))
-        limit = tf.constant(iterations)
-        for start in range(0, len(rows), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            m = len(rows[part])
-            u = np.repeat(u0[start:start + 1], self.batch_size, 0)
-            u[:m] = u0[part]
-            out = self._minimise_tf(tf.constant(u.T, tf.float32), self.batch(data, rows[part]),
-                                    limit)
-            u, phi, _, hessian, chi2, done = (x.numpy() for x in out)
-            found = Solution(u.T, phi, hessian.transpose(2, 0, 1), chi2, done)
-            solution.put(part, found, slice(0, m))
+        fast = projectable(np.isfinite(data.flux_err[rows]))
+        for general in (False, True):
+            chosen = np.flatnonzero(fast != general)
+            for start in range(0, len(chosen), self.batch_size):
+                part = chosen[start:start + self.batch_size]
+                solution.put(part, self._minimise_batch(data, rows[part], u0[part], iterations,
+                                                        general))
         return solution
+
+    def _minimise_batch(self, data, rows, u0, iterations, general):
+        m = len(rows)
+        u = np.repeat(u0[:1], self.batch_size, 0)
+        u[:m] = u0
+        out = self._minimise_tf(tf.constant(u.T, tf.float32), self.batch(data, rows),
+                                tf.constant(iterations), general)
+        u, phi, hessian, chi2, done = (x.numpy() for x in out)
+        return Solution(u.T[:m], phi[:m], hessian.transpose(2, 0, 1)[:m], chi2[:m], done[:m])
 
     def objective(self, data, u):
         """phi (N,) at u (N, 6), after the best ln plx was put in."""
@@ -303,7 +302,8 @@ class StarSolver:
     def solve(self, data):
         """Start search, descents from the starts worth it, and the best two modes found.
 
-        Every start gets a few iterations; those still close to a star's best are finished.
+        Every start gets a few iterations; those still close to a star's best are finished, with
+        the noise model evaluated anew where they are.
         Returns (best, second): `Solution`s of N stars; the second is the best one of another
         family of stars, NaN (phi inf) where none was near.
         """
@@ -312,7 +312,7 @@ class StarSolver:
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)
         lowest = np.full(len(data), np.inf, "f4")
         np.minimum.at(lowest, star, trial.phi)
-        go_on = np.flatnonzero(~trial.converged & ~(trial.phi > lowest[star] + TRIAL_MARGIN))
+        go_on = np.flatnonzero(~(trial.phi > lowest[star] + TRIAL_MARGIN))
         trial.put(go_on, self.finish(data, trial.u[go_on], rows=star[go_on]))
         order = np.lexsort((trial.phi, star))
         position = np.arange(len(star)) - np.searchsorted(star[order], star[order])
@@ -334,30 +334,18 @@ class StarSolver:
         return solution
 
 
-def _damped_step(grad, hess, damping):
-    """The step -(H + damping diag) ^-1 g (6, B), shortened to the step box; was it shortened (B,)?
+def _shifted_chi2(gram, delta):
+    """chi^2 (B,) after ln plx grew by delta, from the Gram matrix (7, 7, B)."""
+    chi2 = (gram[N_PAR, N_PAR] - 2.0 * delta * gram[LN_PLX, N_PAR]
+            + delta * delta * gram[LN_PLX, LN_PLX])
+    return tf.maximum(chi2, 0.0)
 
-    The 6 x 6 Cholesky is written out over vectors of stars: many times faster than a batched
-    solver for matrices this small.
-    """
-    low = [[None] * N_PAR for _ in range(N_PAR)]
-    y = [None] * N_PAR
-    inverse = [None] * N_PAR
-    for i in range(N_PAR):
-        for j in range(i + 1):
-            total = hess[i, j]
-            if i == j:
-                total += damping * (hess[i, i] + DAMPING_FLOOR)
-            for k in range(j):
-                total -= low[i][k] * low[j][k]
-            if i == j:
-                inverse[i] = tf.math.rsqrt(tf.maximum(total, 1e-6))
-            else:
-                low[i][j] = total * inverse[j]
-        y[i] = (grad[i] - sum((low[i][k] * y[k] for k in range(i)), 0.0)) * inverse[i]
-    for i in reversed(range(N_PAR)):
-        y[i] = (y[i] - sum((low[k][i] * y[k] for k in range(i + 1, N_PAR)), 0.0)) * inverse[i]
-    step = -tf.stack(y)
+
+def _damped_step(grad, hess, damping):
+    """The step -(H + damping diag) ^-1 g (6, B), shortened to the step box; was it shortened?"""
+    diagonal = damping * (tf.stack([hess[i, i] for i in range(N_PAR)]) + DAMPING_FLOOR)
+    damped = hess + tf.transpose(tf.linalg.diag(tf.transpose(diagonal)), (1, 2, 0))
+    step = -solve_small(cholesky_small(damped, floor=1e-6), grad)
     shrink = tf.reduce_min(STEP_BOX[:, None] / tf.maximum(tf.abs(step), 1e-12), 0)
     return step * tf.minimum(shrink, 1.0), shrink < 1.0
 
@@ -385,7 +373,8 @@ class StartSearch:
     E > 0 and with the parallax.
     """
 
-    def __init__(self, model, prior, seed=0):
+    def __init__(self, model, seed=0):
+        prior, model = model.prior, model.flux
         rng = np.random.default_rng(seed)
         z = np.clip(prior.sample(N_TEMPLATES, rng, TEMPLATE_WIDENING), LOWER[Z], UPPER[Z])
         theta = z * model.theta_scale.numpy() + model.theta_mean.numpy()
@@ -439,7 +428,7 @@ class StartSearch:
 
     def _family_slices(self):
         edges = np.searchsorted(self.family, np.arange(8))
-        return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+        return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
     def find(self, data, batch_size):
         """Starts u (N, MAX_STARTS, 6) of each star, best first, and how many are worth a try."""
@@ -477,56 +466,3 @@ class StartSearch:
         u[:, :k, LN_E] = np.log(np.clip(ext, 0.02, 8.0))
         u[:, :k, LN_PLX] = ln_plx
         return np.clip(u, LOWER, UPPER), (cost < cost[:, :1] + START_MARGIN).sum(1)
-
-
-# ---------------------------------------------------------------------- what a solution says
-
-# Order of `stellar_params_est`: Teff (kK), [Fe/H], log g, E, parallax (mas), xi.
-PARAMETER_NAMES = ("teff", "feh", "logg", "E", "plx", "xi")
-_FROM_U = np.array([0, 1, 2, LN_E, LN_PLX, XI])
-
-
-@dataclass
-class Estimates:
-    """Parameters in physical units, in the order of PARAMETER_NAMES, float64.
-
-    est, err (N, 6); cov, icov (N, 6, 6); NaN in all of them for a star without a solution or
-    whose curvature is not positive definite.
-    """
-
-    est: np.ndarray
-    err: np.ndarray
-    cov: np.ndarray
-    icov: np.ndarray
-
-
-def estimates(solution, model):
-    """`Estimates` from a `Solution`: the covariance is the inverse curvature of -ln posterior
-    (Gauss-Newton, with the priors), carried from u to physical units to first order."""
-    u = solution.u.astype("f8")
-    mean = model.theta_mean.numpy().astype("f8")
-    scale = model.theta_scale.numpy().astype("f8")
-    est = u[:, _FROM_U]
-    est[:, :3] = est[:, :3] * scale + mean
-    est[:, 3:5] = np.exp(est[:, 3:5])
-    slope = np.concatenate([np.broadcast_to(scale, (len(u), 3)), est[:, 3:5],
-                            np.ones((len(u), 1))], 1)                      # d est / d u
-    icov = solution.hessian.astype("f8")[:, _FROM_U][:, :, _FROM_U]
-    icov = icov / (slope[:, :, None] * slope[:, None])
-    cov = inverse_or_nan(icov)
-    bad = ~np.isfinite(cov).all((1, 2))
-    est[bad], icov[bad] = np.nan, np.nan
-    return Estimates(est, np.sqrt(np.einsum("nii->ni", cov)), cov, icov)
-
-
-def inverse_or_nan(matrices):
-    """Inverses (N, k, k) float64 of symmetric matrices; NaN where not positive definite."""
-    scale = np.sqrt(np.abs(np.einsum("nii->ni", matrices)))
-    scale = np.where(scale > 0, scale, 1.0)
-    unit = matrices / (scale[:, :, None] * scale[:, None])
-    good = np.isfinite(unit).all((1, 2))
-    eigenvalues = np.linalg.eigvalsh(np.where(good[:, None, None], unit, np.eye(unit.shape[1])))
-    good &= eigenvalues[:, 0] > 1e-10
-    out = np.full_like(unit, np.nan)
-    out[good] = np.linalg.inv(unit[good])
-    return out / (scale[:, :, None] * scale[:, None])

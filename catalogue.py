@@ -1,0 +1,327 @@
+"""What the catalogue says of a star: its columns, their covariance, flags and confidences.
+
+`infer` makes the inferred columns of step 10 from observed columns and a trained model; training
+uses it too, so that validation stars are treated as any other star. `accuracy` compares a
+catalogue with labels. Arrays in, arrays out.
+"""
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+
+import xp_utils
+from model import LABEL_NAMES, N_LABELS, StellarModel, ln_flux_data
+from star_solver import LN_E, LN_PLX, XI, StarData
+
+# Order of `stellar_params_est`: Teff (kK), [Fe/H], log g, E, parallax (mas), xi.
+PARAMETER_NAMES = ("teff", "feh", "logg", "E", "plx", "xi")
+_FROM_U = np.array([0, 1, 2, LN_E, LN_PLX, XI])
+
+
+@dataclass
+class Estimates:
+    """Parameters in physical units, in the order of PARAMETER_NAMES, float64.
+
+    est, err (N, 6); cov, icov (N, 6, 6); NaN in all of them for a star without a solution or
+    whose curvature is not positive definite.
+    """
+
+    est: np.ndarray
+    err: np.ndarray
+    cov: np.ndarray
+    icov: np.ndarray
+
+
+def estimates(solution, model):
+    """`Estimates` from a `Solution`: the covariance is the inverse curvature of -ln posterior
+    (Gauss-Newton, with the priors), carried from u to physical units to first order."""
+    u = solution.u.astype("f8")
+    mean = model.flux.theta_mean.numpy().astype("f8")
+    scale = model.flux.theta_scale.numpy().astype("f8")
+    est = u[:, _FROM_U]
+    est[:, :3] = est[:, :3] * scale + mean
+    est[:, 3:5] = np.exp(est[:, 3:5])
+    slope = np.concatenate([np.broadcast_to(scale, (len(u), 3)), est[:, 3:5],
+                            np.ones((len(u), 1))], 1)                      # d est / d u
+    icov = solution.hessian.astype("f8")[:, _FROM_U][:, :, _FROM_U]
+    icov = icov / (slope[:, :, None] * slope[:, None])
+    cov = inverse_or_nan(icov)
+    bad = ~np.isfinite(cov).all((1, 2))
+    est[bad], icov[bad] = np.nan, np.nan
+    return Estimates(est, np.sqrt(np.einsum("nii->ni", cov)), cov, icov)
+
+
+def inverse_or_nan(matrices):
+    """Inverses (N, k, k) float64 of symmetric matrices; NaN where not positive definite."""
+    scale = np.sqrt(np.abs(np.einsum("nii->ni", matrices)))
+    scale = np.where(scale > 0, scale, 1.0)
+    unit = matrices / (scale[:, :, None] * scale[:, None])
+    good = np.isfinite(unit).all((1, 2))
+    eigenvalues = np.linalg.eigvalsh(np.where(good[:, None, None], unit, np.eye(unit.shape[1])))
+    good &= eigenvalues[:, 0] > 1e-10
+    out = np.full_like(unit, np.nan)
+    out[good] = np.linalg.inv(unit[good])
+    return out / (scale[:, :, None] * scale[:, None])
+
+
+# --------------------------------------------------------------------------- flags, confidence
+
+
+MIN_XP_FLUXES = 20       # fewer say too little to solve for six parameters
+CHI2_PER_XP_FLUX = 2.0   # flag limits, as in the catalogue of Zhang, Green & Rix (2023)
+PARALLAX_SIGMAS = 10.0
+CONFIDENCE_LIMIT = 0.5
+# An estimate is right when within 3 reported sigma (label errors included) and these tolerances.
+CONFIDENCE_SIGMAS = 3.0
+CONFIDENCE_TOLERANCE = (0.25, 0.3, 0.4)     # kK, dex, dex
+NO_SECOND_MODE = -20.0   # ln posterior of a second mode that was not found
+
+
+class QualityFlag(IntFlag):
+    """Bits of `quality_flags`. Bits 0-5 mean what they mean in the published catalogue."""
+
+    TEFF_CONFIDENCE = 1    # confidence in Teff below 0.5
+    FEH_CONFIDENCE = 2     # confidence in [Fe/H] below 0.5
+    LOGG_CONFIDENCE = 4    # confidence in log g below 0.5
+    CHI2 = 8               # chi^2 / 61 above 2 (of the XP fluxes used, for a star with fewer)
+    LN_PRIOR = 16          # the prior there is lower than at all but 0.1% of the training stars
+    PARALLAX = 32          # more than 10 sigma from the observed parallax
+    NOT_CONVERGED = 64
+    BAD_INPUT = 128        # no usable spectrum, or no proper covariance: parameters are NaN
+    OUT_OF_RANGE = 256     # outside the training stars in type, dust, brightness or error level
+
+
+@dataclass
+class TrainedModel:
+    """All that step 10 needs: model, confidences, and the range of the training stars.
+
+    confidence_mean, _scale (p,), _weight (3, p), _offset (3,): logistic regressions on
+    `confidence_features`. hull (k, 4): the convex hull of the training labels, points x inside
+    have hull[:, :3] x + hull[:, 3] <= 0. ranges (2, 3): lowest and highest E, brightness and error
+    level of the training stars.
+    """
+
+    stellar: StellarModel
+    confidence_mean: np.ndarray
+    confidence_scale: np.ndarray
+    confidence_weight: np.ndarray
+    confidence_offset: np.ndarray
+    hull: np.ndarray
+    ranges: np.ndarray
+
+    ARRAYS = ("confidence_mean", "confidence_scale", "confidence_weight", "confidence_offset",
+              "hull", "ranges")
+
+    def to_arrays(self):
+        """All that defines it, as {name: array}."""
+        return self.stellar.to_arrays() | {name: getattr(self, name) for name in self.ARRAYS}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        """What `to_arrays` described. Raises KeyError where an array is missing."""
+        return cls(StellarModel.from_arrays(arrays), *(arrays[name] for name in cls.ARRAYS))
+
+    def confidences(self, features):
+        """Probabilities (N, 3) that Teff, [Fe/H] and log g are right, from features (N, p)."""
+        x = (features - self.confidence_mean) / self.confidence_scale
+        x = np.clip(x, -5, 5) @ self.confidence_weight.T + self.confidence_offset
+        return 1.0 / (1.0 + np.exp(-x))
+
+    def out_of_range(self, theta, ext, features):
+        """Whether stars are outside the training range: theta (N, 3), ext (N,), features (N, 2) of
+        `model.LnFlux`."""
+        outside = (theta @ self.hull[:, :3].T + self.hull[:, 3] > 1e-6).any(1)
+        values = np.column_stack([ext, features])
+        low, high = self.ranges
+        return outside | (values < low).any(1) | (values > high).any(1)
+
+
+def confidence_features(columns, features, has_parallax):
+    """What the confidences are computed from (N, p): quantities known of any star.
+
+    columns: inferred columns of `infer`, all finite; features (N, 2) of `model.LnFlux`;
+    has_parallax (N,) bool.
+    """
+    est, err = columns["stellar_params_est"], columns["stellar_params_err"]
+    second = columns["second_delta_ln_post"]
+    linear = np.column_stack([
+        est[:, :3],
+        np.log(est[:, 3] + 0.05),
+        est[:, 5],
+        np.log(err[:, :4] + 1e-4),
+        np.log(columns["chi2_opt"] / np.maximum(columns["n_flux"], 1) + 0.1),
+        np.maximum(columns["ln_prior"], -20.0),
+        np.where(np.isfinite(second), np.maximum(second, NO_SECOND_MODE), NO_SECOND_MODE),
+        features,
+        has_parallax,
+        columns["n_flux"],
+    ]).astype("f8")
+    centred = linear - CONFIDENCE_CENTRE
+    return np.concatenate([linear, centred * centred], 1)
+
+
+# Typical values, about which the features are squared.
+CONFIDENCE_CENTRE = np.array([5.0, -0.4, 3.0, -1.5, 0.0, -3.0, -2.7, -2.5, -3.0, 0.0, -3.0,
+                              NO_SECOND_MODE, 6.0, -4.0, 0.5, 64.0])
+
+
+def is_right(columns, label, label_err):
+    """Whether each of Teff, [Fe/H], log g is right (N, 3) bool, as the confidences have it."""
+    est, err = (columns[f"stellar_params_{name}"][:, :N_LABELS] for name in ("est", "err"))
+    off = np.abs(est - label)
+    return ((off < CONFIDENCE_SIGMAS * np.hypot(err, label_err))
+            & (off < np.array(CONFIDENCE_TOLERANCE)))
+
+
+# ------------------------------------------------------------------------------- the catalogue
+
+
+CONFIDENCES = ("teff_confidence", "feh_confidence", "logg_confidence")
+OBSERVED = ("flux", "flux_err", "plx", "plx_err")
+# Inferred columns: shape after the star axis. float32; NaN where there is nothing to say.
+INFERRED = {
+    "stellar_params_est": (6,),
+    "stellar_params_err": (6,),
+    "stellar_params_cov_triu": (21,),
+    "stellar_params_icov_triu": (21,),
+    "second_params_est": (6,),
+    "second_delta_ln_post": (),
+    "chi2_opt": (),
+    "ln_prior": (),
+    "ln_post": (),
+    **dict.fromkeys(CONFIDENCES, ()),
+}
+PARAMETERS = ("Teff (kK), [Fe/H] (dex), log g (dex), E (units of the training set's reddening), "
+              "parallax (mas), xi")
+DESCRIPTIONS = {
+    "stellar_params_est": f"{PARAMETERS}: at the maximum of the posterior",
+    "stellar_params_err": f"{PARAMETERS}: 1 sigma",
+    "stellar_params_cov_triu": "upper triangle, row order, of the covariance",
+    "stellar_params_icov_triu": "upper triangle, row order, of the inverse covariance",
+    "second_params_est": f"{PARAMETERS}: best solution in another family of stars",
+    "second_delta_ln_post": "ln posterior of that solution, relative to the best",
+    "chi2_opt": "chi^2 of the fluxes under the learned noise",
+    "ln_prior": "ln of the prior of stellar types, per kK dex dex",
+    "ln_post": "the maximised ln posterior, per unit of ln E, up to a constant",
+    **dict.fromkeys(CONFIDENCES, "probability of being within 3 sigma and "
+                    f"{CONFIDENCE_TOLERANCE} (kK, dex, dex) of the truth"),
+}
+
+
+def infer(table, solver, trained):
+    """The inferred columns of stars, {name: (N, ...)}: INFERRED, n_flux, quality_flags.
+
+    table: columns OBSERVED, rows aligned. solver: a `StarSolver` of `trained.stellar`. A star
+    without a usable spectrum, or whose curvature is not positive definite, has NaN and is flagged.
+    """
+    used = np.isfinite(table["flux_err"])
+    n_xp = used[:, :xp_utils.N_XP].sum(1)
+    rows = np.flatnonzero(n_xp >= MIN_XP_FLUXES)
+    out = {name: np.full((len(used), *shape), np.nan, "f4") for name, shape in INFERRED.items()}
+    out["n_flux"] = used.sum(1).astype("i2")
+    out["quality_flags"] = np.full(len(used), QualityFlag.BAD_INPUT.value, "u2")
+    if len(rows):
+        data = StarData(*(table[name][rows] for name in OBSERVED))
+        found, converged = solved_columns(data, solver, out["n_flux"][rows])
+        flags = quality_flags(found, converged, n_xp[rows], data, trained)
+        for name in INFERRED:
+            out[name][rows] = found[name]
+        out["quality_flags"][rows] = flags
+    return out
+
+
+def solved_columns(data, solver, n_flux):
+    """INFERRED columns but for the confidences, and converged (N,) bool, of usable stars."""
+    best, second = solver.solve(data)
+    first, other = estimates(best, solver.model), estimates(second, solver.model)
+    triu = np.triu_indices(6)
+    found = {
+        "stellar_params_est": first.est,
+        "stellar_params_err": first.err,
+        "stellar_params_cov_triu": first.cov[:, triu[0], triu[1]],
+        "stellar_params_icov_triu": first.icov[:, triu[0], triu[1]],
+        "second_params_est": other.est,
+        "second_delta_ln_post": np.where(np.isfinite(other.est[:, 0]), best.phi - second.phi,
+                                         np.nan),
+        "chi2_opt": best.chi2,
+        "ln_prior": solver.model.prior.ln_density(best.u[:, :3]).numpy(),
+        "ln_post": -best.phi,
+        "n_flux": n_flux,
+    }
+    return found, best.converged
+
+
+def quality_flags(found, converged, n_xp, data, trained):
+    """Quality flags (N,) uint16 of solved stars; adds the confidences to `found`."""
+    est = found["stellar_params_est"]
+    features = ln_flux_data(data.flux, data.flux_err).features
+    good = np.isfinite(est).all(1)
+    confidence = np.full((len(est), N_LABELS), np.nan)
+    known = confidence_features(found, features, np.isfinite(data.plx))
+    confidence[good] = trained.confidences(known[good])
+    found |= dict(zip(CONFIDENCES, confidence.T, strict=True))
+    conditions = {
+        QualityFlag.TEFF_CONFIDENCE: confidence[:, 0] < CONFIDENCE_LIMIT,
+        QualityFlag.FEH_CONFIDENCE: confidence[:, 1] < CONFIDENCE_LIMIT,
+        QualityFlag.LOGG_CONFIDENCE: confidence[:, 2] < CONFIDENCE_LIMIT,
+        QualityFlag.CHI2: found["chi2_opt"] > CHI2_PER_XP_FLUX * n_xp,
+        QualityFlag.LN_PRIOR: found["ln_prior"] < trained.stellar.prior.ln_prior_floor,
+        QualityFlag.PARALLAX: np.abs(est[:, 4] - data.plx) > PARALLAX_SIGMAS * data.plx_err,
+        QualityFlag.NOT_CONVERGED: ~converged,
+        QualityFlag.BAD_INPUT: ~good,
+        QualityFlag.OUT_OF_RANGE: trained.out_of_range(est[:, :3], est[:, 3], features),
+    }
+    flags = sum(np.where(where, bit.value, 0) for bit, where in conditions.items())
+    return flags.astype("u2")
+
+
+# ------------------------------------------------------------------ how well labels are recovered
+
+
+GIANT_LOGG = 3.5
+
+
+def robust_width(x):
+    """1.4826 times the median absolute deviation: the standard deviation, if x is Gaussian."""
+    return float(1.4826 * np.median(np.abs(x - np.median(x))))
+
+
+def accuracy(est, err, label, label_err):
+    """How labels (N, 3) in (kK, dex, dex) are recovered by est (N, >=3) with errors err.
+
+    Returns {group: {"n": stars, parameter: {"offset", "scatter", "pull_width", "frac_gt3"}}} for
+    all stars, giants (log g < 3.5) and dwarfs, with Teff in K; stars without a finite estimate
+    are counted in {"stars", "finite"} only. Offset: median of estimate - label; scatter: robust
+    width of it; pull: divided by both errors in quadrature.
+    """
+    est, err = np.asarray(est)[:, :N_LABELS], np.asarray(err)[:, :N_LABELS]
+    finite = np.isfinite(est).all(1) & np.isfinite(err).all(1)
+    residual = (est - label) * np.array([1e3, 1.0, 1.0])
+    pull = (est - label) / np.hypot(err, label_err)
+    giant = label[:, 2] < GIANT_LOGG
+    out = {"stars": len(est), "finite": int(finite.sum())}
+    for group, rows in (("all", finite), ("giants", finite & giant), ("dwarfs", finite & ~giant)):
+        out[group] = {"n": int(rows.sum())}
+        for k, name in enumerate(LABEL_NAMES if rows.any() else ()):
+            out[group][name] = {
+                "offset": float(np.median(residual[rows, k])),
+                "scatter": robust_width(residual[rows, k]),
+                "pull_width": robust_width(pull[rows, k]),
+                "frac_gt3": float(np.mean(np.abs(pull[rows, k]) > 3)),
+            }
+    return out
+
+
+def format_accuracy(scores):
+    """The table of `accuracy` as text."""
+    lines = [f"{scores['stars']} stars, {scores['finite']} with finite parameters",
+             "group          n             offset  scatter   pull     >3"]
+    for group in ("all", "giants", "dwarfs"):
+        for name in LABEL_NAMES:
+            if name in scores[group]:
+                s, unit = scores[group][name], " (K)" if name == "Teff" else ""
+                lines.append(f"{group:8s} {scores[group]['n']:7d}  {name + unit:9s}"
+                             f"{s['offset']:8.3f} {s['scatter']:8.3f} {s['pull_width']:6.2f} "
+                             f"{s['frac_gt3']:6.3f}")
+    return "\n".join(lines)
