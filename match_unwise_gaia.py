@@ -256,7 +256,7 @@ class Tile:
 
 
 def _tile_table(path) -> dict:
-    """The columns that we use of a tile, in native byte order; ShardError for every fault."""
+    """The columns that we use of a tile, as in the file (big-endian); ShardError for any fault."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
         warnings.filterwarnings("error", ".*truncated.*", AstropyWarning)
@@ -278,7 +278,7 @@ def _tile_table(path) -> dict:
         what = f"no column {', '.join(missing)}" if missing else "one flux per source"
         hint = "a single-band catalogue? " if single else ""
         raise ShardError(f"{path}: {what}; {hint}expected a band-merged TILE.cat.fits")
-    return {k: v.astype(v.dtype.newbyteorder("=")) for k, v in table.items()}
+    return table
 
 
 def read_tile(path) -> Tile:

@@ -161,6 +161,23 @@ def test_detections_that_are_not_primary_or_have_no_position_are_not_used(tmp_pa
     np.testing.assert_array_equal(read(tmp_path / "data")[0]["gdr3_source_id"], ids[2:])
 
 
+@pytest.mark.parametrize("near_tile", [0, 1])
+def test_of_detections_in_two_tiles_the_nearer_is_taken(tmp_path, near_tile):
+    names = [tile_name(1, 40), tile_name(1, 41)]
+    edge = 40.5 * 360 / ring_size(1)
+    write_metadata(tmp_path / "data", [edge], [RING_STEP])
+    (tmp_path / "tiles").mkdir()
+    for number, name in enumerate(names):
+        east = 0.1 if number == near_tile else 0.3
+        ra, dec = map(np.atleast_1d, offset(edge, RING_STEP, east, 0.0))
+        write_tile(tmp_path / "tiles", name, {"ra": ra, "dec": dec, "flux": np.full((1, 2), east)})
+    assert run(tmp_path / "data", tmp_path / "tiles") == 0
+    found, attrs = read(tmp_path / "data")
+    assert attrs["n_tiles"] == 2
+    np.testing.assert_allclose(found["flux"], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(found["sep_arcsec"], 0.1, atol=1e-5)
+
+
 @pytest.mark.parametrize(("distance", "matched"), [(0.499, 1), (0.501, 0)])
 def test_the_limit_is_half_an_arcsecond(tmp_path, distance, matched):
     write_metadata(tmp_path / "data", [200.0], [-45.0])
