@@ -64,8 +64,11 @@ def build_data_dir(out):
 
 def gaia_source(metadata, rng):
     """Gaia's columns: parallaxes and all, with five-, six- and two-parameter solutions."""
-    table = {name: metadata[name] for name in query_xp_metadata.COLUMNS if name in metadata}
-    table = {name: np.ma.array(values, copy=True) for name, values in table.items()}
+    table = {
+        name: np.ma.array(metadata[name], dtype=column.dtype, copy=True)
+        for name, column in query_xp_metadata.COLUMNS.items()
+        if column.adql.startswith("g.")
+    }
     n = len(table["source_id"])
     for name, values in table.items():
         if values.dtype.kind == "f" and np.isnan(values.data).all():
