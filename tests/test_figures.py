@@ -1,0 +1,316 @@
+"""Figures: a whole PNG or nothing, whatever the arrays hold; numbers shown are the true ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from scipy import stats
+
+import figures
+import xp_utils
+
+ROOT = Path(__file__).resolve().parents[1]
+BANDS = [band.wavelength for band in xp_utils.PHOTOMETRIC_BANDS]
+WAVELENGTHS = np.concatenate([xp_utils.XP_WAVELENGTHS, BANDS])  # (66,) nm
+XI = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+
+
+def labels(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.column_stack([rng.uniform(4, 7, n), rng.normal(-0.3, 0.4, n), rng.uniform(1, 5, n)])
+
+
+def estimates(label, seed=1):
+    noise = np.random.default_rng(seed).normal(size=label.shape)
+    return label + noise * [0.05, 0.06, 0.1]
+
+
+def curves():
+    return np.log(2 * (WAVELENGTHS / 550) ** -1.5) + 0.1 * np.tanh(XI)[:, None] * (
+        550 / WAVELENGTHS - 0.5)
+
+
+def group(name, n=100):
+    return {"group": name, "n": n, "pull_width": [1.1, 1.2, np.nan], "scatter": [0.05, 0.1, 0.2],
+            "frac_gt3": [0.01, 0.0, np.nan]}
+
+
+def draw_all(folder, n, damage=lambda array: array):
+    """Every figure from n stars; damage changes each array first. {name: path returned}."""
+    rng = np.random.default_rng(2)
+    label, epoch = labels(n), np.arange(float(n))
+    loss = damage(3 + 40 * np.exp(-epoch / 10))
+    flux = damage(-0.5 * np.log(WAVELENGTHS) + np.zeros((n, 1)))
+    chance, levels = rng.random(n), np.array([0.5, 0.9, 0.99])
+    error = damage(np.full((n, 3), 0.1))
+    return {
+        "loss": figures.loss_history(folder / "loss.png", epoch, {"training": loss, "none": np.full(
+            n, np.nan)}, damage(np.full(n, 1e-3))),
+        "curve": figures.extinction_curve(folder / "curve.png", WAVELENGTHS, XI,
+                                          damage(curves())),
+        "spectra": figures.model_spectra(folder / "spectra.png", WAVELENGTHS,
+                                         {"dwarfs": (damage(label), flux)}),
+        "residuals": figures.residuals_by_wavelength(
+            folder / "residuals.png", WAVELENGTHS, damage(rng.normal(0, 0.02, (n, 66))),
+            damage(rng.normal(0, 1, (n, 66)))),
+        "labels": figures.inferred_against_label(
+            folder / "labels.png", damage(label), damage(estimates(label)), error, error),
+        "kiel": figures.kiel_diagram(folder / "kiel.png", damage(label)),
+        "reliability": figures.reliability(folder / "reliability.png", {"Teff": damage(chance)},
+                                           {"Teff": rng.random(n) < chance}),
+        "pulls": figures.pulls_in_bins(folder / "pulls.png",
+                                       [group(f"group {i}", i) for i in range(min(n, 5))]),
+        "coverage": figures.coverage(folder / "coverage.png", damage(rng.random((n, 3))), levels,
+                                     damage(np.tile(levels[:, None], (1, 3)))),
+    }  # fmt: skip
+
+
+def with_holes(array):
+    """About a third of the values NaN, inf or -inf."""
+    rng = np.random.default_rng(3)
+    bad = rng.choice([np.nan, np.inf, -np.inf], array.shape)
+    return np.where(rng.random(array.shape) < 0.33, bad, array)
+
+
+def assert_pictures(folder, paths):
+    assert {path.name for path in folder.iterdir()} == {path.name for path in paths.values()}
+    for path in paths.values():
+        pixels = imread(path)
+        assert pixels.shape[1] == 54 * figures.WIDTH, path.name
+        assert pixels.std() > 0.01, f"{path.name} is blank"
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Small pictures: most of the time goes into their pixels."""
+    for name in ("figure.dpi", "savefig.dpi"):
+        monkeypatch.setitem(figures.STYLE, name, 54)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures drawn, kept to be looked at instead of saved."""
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def texts(figure):
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [0, 1, 5, 400])
+def test_every_figure_is_drawn_for_few_stars(tmp_path, n):
+    assert_pictures(tmp_path, draw_all(tmp_path, n))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [5, 60])
+def test_nan_and_inf_anywhere_are_left_out(tmp_path, n):
+    assert_pictures(tmp_path, draw_all(tmp_path, n, with_holes))
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_figure_is_drawn_where_nothing_is_finite(tmp_path):
+    assert_pictures(tmp_path, draw_all(tmp_path, 5, lambda array: np.full(array.shape, np.nan)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_figure_is_drawn_where_all_stars_are_the_same(tmp_path):
+    assert_pictures(tmp_path, draw_all(tmp_path, 30, np.ones_like))
+
+
+@pytest.mark.filterwarnings("error")
+def test_200_000_stars_are_drawn_as_density(tmp_path):
+    label = labels(200_000).astype("f4")
+    paths = {
+        "labels": figures.inferred_against_label(tmp_path / "a.png", label, estimates(label)),
+        "kiel": figures.kiel_diagram(tmp_path / "b.png", label),
+    }
+    assert_pictures(tmp_path, paths)
+    assert all(path.stat().st_size < 2e6 for path in paths.values())
+
+
+def test_no_figures_without_tracks_groups_or_labels_fail(tmp_path):
+    figures.model_spectra(tmp_path / "a.png", WAVELENGTHS, {})
+    figures.pulls_in_bins(tmp_path / "b.png", [])
+    figures.reliability(tmp_path / "c.png", {}, {})
+    figures.loss_history(tmp_path / "d.png", [], {})
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_stars_without_a_value_do_not_change_the_picture(tmp_path):
+    label = labels(300)
+    more = np.concatenate([label, np.full((50, 3), np.nan)])
+    pictures = [
+        imread(figures.inferred_against_label(tmp_path / f"{len(x)}.png", x, estimates(x[:300])
+                                              if len(x) == 300 else
+                                              np.concatenate([estimates(label), labels(50)])))
+        for x in (label, more)
+    ]
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_the_callers_arrays_are_not_changed(tmp_path):
+    label = labels(50)
+    estimate, copy = estimates(label), label.copy()
+    figures.inferred_against_label(tmp_path / "a.png", label, estimate, label, label)
+    figures.kiel_diagram(tmp_path / "b.png", label)
+    np.testing.assert_array_equal(label, copy)
+
+
+def test_settings_of_matplotlib_are_those_of_before(tmp_path):
+    before = dict(mpl.rcParams)
+    figures.kiel_diagram(tmp_path / "a.png", labels(5))
+    assert dict(mpl.rcParams) == before
+
+
+def test_no_figure_is_left_open(tmp_path):
+    code = ("import sys, pathlib, numpy as np, figures\n"
+            "figures.kiel_diagram(pathlib.Path(sys.argv[1]), np.ones((5, 3)))\n"
+            "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot keeps figures'\n")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], cwd=ROOT, check=True)
+    assert (tmp_path / "a.png").exists()
+
+
+def test_a_missing_folder_is_made_and_the_path_returned(tmp_path):
+    path = figures.kiel_diagram(str(tmp_path / "new" / "a.png"), labels(5))
+    assert path == tmp_path / "new" / "a.png"
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("stage", ["draw", "save", "sync", "rename"])
+def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch, stage):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"the old picture")
+
+    def fail(*_args, **_options):
+        raise OSError("disk full")
+
+    def save_half(_figure, file, **_options):
+        file.write(b"half")
+        fail()
+
+    target = {"draw": (figures, "_kiel", fail), "save": (figures.Figure, "savefig", save_half),
+              "sync": (os, "fsync", fail), "rename": (os, "replace", fail)}[stage]
+    monkeypatch.setattr(*target)
+    with pytest.raises(OSError, match="disk full"):
+        figures.kiel_diagram(path, labels(5))
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"the old picture"
+
+
+@pytest.mark.parametrize(("draw", "message"), [
+    (lambda p: figures.kiel_diagram(p, np.ones((5, 2))), r"theta has shape \(5, 2\)"),
+    (lambda p: figures.inferred_against_label(p, labels(5), labels(4)), "estimate has shape"),
+    (lambda p: figures.residuals_by_wavelength(p, WAVELENGTHS, np.ones((5, 61))), "ratio has"),
+    (lambda p: figures.extinction_curve(p, WAVELENGTHS, XI + 0.5, curves()), "xi holds no 0"),
+    (lambda p: figures.extinction_curve(p, WAVELENGTHS / 1000, XI, curves()), "must be in nm"),
+    (lambda p: figures.reliability(p, {"Teff": [1.0]}, {"log g": [1]}), "give both the same"),
+    (lambda p: figures.loss_history(p, [1, 2], {"training": [1.0]}), "series 'training' has"),
+])  # fmt: skip
+def test_arrays_that_do_not_fit_are_refused_before_a_file_appears(tmp_path, draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_offset_scatter_and_pull_width_shown_are_those_of_the_stars(drawn):
+    label = labels(50_000)
+    noise = np.random.default_rng(5).normal(size=label.shape)
+    estimate = label + [0.03, -0.02, 0.1] + noise * [0.05, 0.06, 0.1]
+    estimate[:5] += 100
+    half = np.sqrt(0.5) * np.array([0.05, 0.03, 0.2]) * np.ones_like(label)
+    figures.inferred_against_label("unused", label, estimate, half, half)
+    shown = [text for text in texts(drawn[0]) if text.startswith("offset")]
+    expected = [(30, 50, 1.0), (-0.02, 0.06, 2.0), (0.1, 0.1, 0.5)]
+    for text, numbers in zip(shown, expected, strict=True):
+        lines = text.replace("−", "-").splitlines()
+        values = [float(line.split()[1 if "pull" not in line else 2]) for line in lines[:3]]
+        np.testing.assert_allclose(values, numbers, rtol=0.05)
+        assert lines[3] == "50,000 stars"
+
+
+def test_stars_outside_the_frame_are_counted(drawn):
+    label = labels(10_000)
+    estimate = label.copy()
+    estimate[:3] += 50
+    figures.inferred_against_label("unused", label, estimate)
+    top = drawn[0].axes[0]
+    low, high = top.get_xlim()
+    teff = 1000 * np.column_stack([label[:, 0], estimate[:, 0]])
+    outside = int(((teff < low) | (teff > high)).any(axis=1).sum())
+    assert outside >= 3
+    assert f"{outside} outside" in texts(drawn[0])
+
+
+def test_extinction_curves_are_1_at_550_nm_and_ratios_1_for_xi_0(drawn):
+    figures.extinction_curve("unused", WAVELENGTHS, XI, curves() + XI[:, None])
+    top, bottom = drawn[0].axes[:2]
+    spectra = [line for line in top.lines if len(line.get_xdata()) == 61]
+    assert len(spectra) == len(XI)
+    for line in spectra:
+        assert np.interp(0.55, line.get_xdata(), line.get_ydata()) == pytest.approx(1, rel=1e-3)
+    assert any(np.all(line.get_ydata() == 1) for line in bottom.lines)
+    points = [line for line in top.lines if len(line.get_xdata()) == 5]
+    assert all(line.get_linestyle() == "None" for line in points)
+    np.testing.assert_allclose(points[0].get_xdata(), np.array(BANDS) / 1000)
+
+
+def test_residuals_drawn_are_the_percentiles_of_the_used_fluxes(drawn):
+    ratio = np.random.default_rng(6).normal(0.01, 0.02, (4000, 66))
+    ratio[::2, 10] = np.nan
+    figures.residuals_by_wavelength("unused", WAVELENGTHS, ratio)
+    median = next(line for line in drawn[0].axes[0].lines if line.get_label() == "median")
+    expected = 100 * np.nanmedian(ratio[:, :61], axis=0)
+    np.testing.assert_allclose(median.get_ydata(), expected)
+
+
+def test_tracks_of_one_teff_are_coloured_by_what_varies(drawn):
+    theta = np.column_stack([np.full(5, 4.5), np.linspace(-2, 0, 5), np.full(5, 2.0)])
+    flux = np.zeros((5, 66))
+    figures.model_spectra("unused", WAVELENGTHS, {"a": (theta, flux), "b": (labels(5), flux)})
+    bars = [ax.get_xlabel() for ax in drawn[0].axes if "wavelength" not in ax.get_xlabel()]
+    assert bars == [figures.LABEL_AXES[1], figures.LABEL_AXES[0]]
+
+
+def test_reliability_points_are_fractions_of_each_bin(drawn):
+    predicted = np.array([0.05, 0.05, 0.55, 0.55, 0.55, 0.55, 1.0, np.nan, 1.5])
+    correct = np.array([0, 0, 1, 1, 1, 0, 1, 1, 0], float)
+    figures.reliability("unused", {"Teff": predicted}, {"Teff": correct})
+    points = next(line for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 3)
+    np.testing.assert_allclose(points.get_xdata(), [0.05, 0.55, 1.0])
+    np.testing.assert_allclose(points.get_ydata(), [0, 0.75, 1])
+
+
+def test_positive_losses_over_decades_are_shown_in_log_and_negative_ones_are_not(drawn):
+    epoch = np.arange(100.0)
+    for loss in (1 + 100 * np.exp(-epoch), 1e6 * np.exp(-2 * epoch) - np.log(epoch + 1)):
+        figures.loss_history("unused", epoch, {"training": loss})
+    assert [figure.axes[0].get_yscale() for figure in drawn] == ["log", "linear"]
+    assert drawn[1].axes[0].get_ylim()[1] < 10, "a wild start must not flatten the rest"
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 0.5), (20, 0.05), (4000, 0.05), (200_000, 0.9)])
+def test_binomial_interval_equals_scipys(n, p):
+    low, high = stats.binom.ppf([0.025, 0.975], n, p)
+    assert figures._binomial_interval(n, p) == (low, high)
+
+
+def test_wilson_interval_equals_scipys():
+    for k, n in ((0, 5), (3, 7), (5, 5), (400, 1000)):
+        expected = stats.binomtest(k, n).proportion_ci(stats.norm.cdf(1) * 2 - 1, "wilson")
+        np.testing.assert_allclose(figures._wilson_interval(k, n), expected, atol=1e-12)
+
+
+def test_robust_width_is_sigma_of_a_gaussian_and_deaf_to_outliers():
+    values = np.random.default_rng(7).normal(3, 2, 100_000)
+    values[:100], values[100:200] = 1e9, np.nan
+    assert figures.robust_width(values) == pytest.approx(2, rel=0.02)
+    assert np.isnan(figures.robust_width(np.array([np.nan])))
