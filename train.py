@@ -204,6 +204,7 @@ class Trainer:
         self.moments = [[tf.Variable(tf.zeros_like(v)) for _ in range(2)] for v in self.variables]
         self.stage, self.epoch, self.history = 0, 0, []
         self.rejected = np.zeros(len(stars), bool)
+        self.fitted_type = np.full((len(stars), 3), np.nan, "f4")     # by the "stars" stage
         z = (stars.theta - flux.theta_mean.numpy()) / flux.theta_scale.numpy()
         self.z, self.z_err = (x.astype("f4") for x in
                               (z, stars.theta_err / flux.theta_scale.numpy()))
@@ -439,6 +440,8 @@ class Trainer:
         u[:, Z] = self.z
         u[:, LN_E], u[:, LN_PLX] = np.log(np.maximum(self.ext, MIN_NOISE_EXT)), self.ln_plx
         found = StarSolver(self.model, labelled=True).minimise(self.stars, u, 20)
+        flux = self.model.flux
+        self.fitted_type = found.u[:, Z] * flux.theta_scale.numpy() + flux.theta_mean.numpy()
         n = np.maximum(self.observed.used.sum(1), 1)
         pull = np.abs(found.u[:, Z] - self.z).max(1) / self.z_err.max(1)
         good = np.isfinite(found.u).all(1) & np.isfinite(found.chi2)
@@ -454,7 +457,8 @@ class Trainer:
 
     def state(self):
         """Everything that the next epoch depends on, as {name: array}."""
-        arrays = self.model.to_arrays() | {"rejected": self.rejected.astype("u1")}
+        arrays = self.model.to_arrays() | {"rejected": self.rejected.astype("u1"),
+                                            "fitted_type": self.fitted_type}
         for k, moments in enumerate(self.moments):
             for order, moment in enumerate(moments):
                 arrays[f"moment{order}_{k}"] = moment.numpy()
@@ -469,6 +473,7 @@ class Trainer:
             for order, moment in enumerate(moments):
                 moment.assign(arrays[f"moment{order}_{k}"])
         self.rejected = arrays["rejected"].astype(bool)
+        self.fitted_type = arrays["fitted_type"]
         self.stage, self.epoch = int(attrs["stage"]), int(attrs["epoch"])
         self.history = json.loads(attrs["history"])
 
@@ -599,6 +604,11 @@ def draw_figures(folder, trainer, columns, table, rows):
     label, label_err = table["stellar_type"][rows], table["stellar_type_err"][rows]
     figures.inferred_against_label(folder / "validation.png", label, est[:, :3], label_err,
                                    err[:, :3], title="Validation stars, never trained on")
+    stars = trainer.stars
+    figures.inferred_against_label(
+        folder / "stars.png", stars.theta, trainer.fitted_type, stars.theta_err,
+        title="Training stars: fitted with the label as prior, against the label",
+        note=f"{trainer.rejected.sum()} of {len(stars)} rejected")
     right = is_right(columns, label, label_err)
     names = ("Teff", "[Fe/H]", "log g")
     figures.reliability(folder / "confidence.png",
