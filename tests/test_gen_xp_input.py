@@ -140,8 +140,26 @@ def test_script_by_its_command_line_writes_every_star_in_order(sky, tables_of):
         table = datasets(output(sky, fid))
         np.testing.assert_array_equal(table["gdr3_source_id"], tables_of[fid]["xp"]["source_id"])
         assert table["flux"].shape == (N_STARS, 66)
-        assert table["flux_sqrticov_tril"].shape == (N_STARS, 1891)
+        assert table["flux_err"].shape == (N_STARS, 66)
         assert np.isfinite(table["flux"]).all()
+
+
+def test_output_holds_what_inference_reads_and_no_more(sky):
+    inference = pytest.importorskip("xp_opt_allsources")
+    catalogue = pytest.importorskip("catalogue")
+    assert run(sky, "--shards", FIDS[0]) == 0
+    needed = {"gdr3_source_id", *inference.COPIED, *catalogue.OBSERVED}
+    assert set(datasets(output(sky))) == needed
+
+
+def test_covariance_without_whitening_is_still_flagged(sky, tables_of):
+    xp = {k: v.copy() for k, v in tables_of[FIDS[0]]["xp"].items()}
+    xp["rp_coefficient_correlations"][4] = 0.9 * (-1) ** np.arange(1485)  # of no covariance
+    write_table(sky, "xp", FIDS[0], xp)
+    assert run(sky, "--shards", FIDS[0]) == 0
+    flags = datasets(output(sky))["input_flags"]
+    troubled = (flags & (InputFlag.COV_FLOORED | InputFlag.COV_BAD)) > 0
+    assert np.flatnonzero(troubled).tolist() == [4]
 
 
 def test_columns_are_those_of_the_star(sky, tables_of):
@@ -295,7 +313,7 @@ def test_vector_is_the_one_of_the_training_set(sky, tables_of, tmp_path):
     trained, inferred = datasets(made), datasets(output(sky, FIDS[1]))
     rows = np.searchsorted(inferred["gdr3_source_id"], trained["gdr3_source_id"])
     assert trained["gdr3_source_id"].tolist() == ids.tolist()
-    for name in xp_utils.DATASETS:
+    for name in step.VECTOR_COLUMNS:
         np.testing.assert_array_equal(trained[name], inferred[name][rows], name)
 
 
