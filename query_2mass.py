@@ -13,7 +13,8 @@ of gaiadr1.tmass_original_valid. Kept are point sources (no `ext_key`) with at l
 source is never taken for unmatched because its row got lost; the log counts the sources without a
 match by reason, and the attribute `n_missing` those that the archive does not have.
 
-One job a shard (tap_jobs.py). Size: about 70 bytes a match. When it fails: run the same command
+One job a shard (tap_jobs.py). Size: about 50 bytes a match (3 MB for 65,000). Time: the archive's
+own, and 2 s of CPU and 0.3 GB of memory for 65,000 sources. When it fails: run the same command
 again; finished shards are skipped and jobs under way are taken up.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """

@@ -1,5 +1,7 @@
 """Step 2, and the jobs it shares with step 3: against a stub that fails, and a real TAP server."""
 
+import http.client
+import io
 import json
 import logging
 import os
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io.votable import from_table
+from astropy.table import Table
 from helpers import assert_same_datasets, read_all
 from services import patch_dachs
 from tap_stub import TapStub, select_items
@@ -404,6 +408,26 @@ def test_a_job_that_cannot_be_deleted_is_no_failure(data_dir, stub):
     stub.faults = {"delete": [500] * 100}
     assert run(data_dir, stub, "--shards", FIDS[0]) == 0
     assert "job0 could not be deleted" in log_text(data_dir)
+
+
+@pytest.mark.parametrize("form", ["tabledata", "binary2"])
+def test_a_document_cut_anywhere_is_no_small_success(form):
+    table = Table({"source_id": np.arange(50)})
+    stream = io.BytesIO()
+    from_table(table).to_xml(stream, tabledata_format=form)
+    whole = stream.getvalue()
+    assert len(tap_jobs.parse_answer(whole, 51)["source_id"]) == 50
+    for length in range(0, len(whole.rstrip()), 7):
+        with pytest.raises(tap_jobs.BadAnswerError):
+            tap_jobs.parse_answer(whole[:length], 51)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_connections_have_a_time_limit(scheme):
+    handler = tap_jobs._Connections(f"{scheme}://127.0.0.1/tap", 7)
+    for connection in (handler.get_connection(), handler.get_connection_secure()):
+        assert connection.timeout == 7
+        assert isinstance(connection, http.client.HTTPSConnection) == (scheme == "https")
 
 
 # ---- interruptions, partitions, threads ------------------------------------------------------
