@@ -11,7 +11,7 @@ from enum import IntFlag
 import numpy as np
 
 import xp_utils
-from model import LABEL_NAMES, N_LABELS, StellarModel, ln_flux_data
+from model import LABEL_NAMES, N_LABELS, StellarModel, ln_flux_data, used_fluxes
 from star_solver import LN_E, LN_PLX, XI, StarData
 
 # Order of `stellar_params_est`: Teff (kK), [Fe/H], log g, E, parallax (mas), xi.
@@ -215,7 +215,7 @@ def infer(table, solver, trained):
     table: columns OBSERVED, rows aligned. solver: a `StarSolver` of `trained.stellar`. A star
     without a usable spectrum, or whose curvature is not positive definite, has NaN and is flagged.
     """
-    used = np.isfinite(table["flux_err"])
+    used = used_fluxes(table["flux"], table["flux_err"])
     n_xp = used[:, :xp_utils.N_XP].sum(1)
     rows = np.flatnonzero(n_xp >= MIN_XP_FLUXES)
     out = {name: np.full((len(used), *shape), np.nan, "f4") for name, shape in INFERRED.items()}

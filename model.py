@@ -15,6 +15,7 @@ This file knows TensorFlow and arrays, nothing of files, except the export of a 
 SavedModel, whose interface is that of the published model.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,6 +187,11 @@ class LnFlux:
     features: np.ndarray
 
 
+def used_fluxes(flux, flux_err):
+    """Which fluxes count (N, 66) bool: those that are finite, with a finite error above 0."""
+    return np.isfinite(flux) & np.isfinite(flux_err) & (np.asarray(flux_err) > 0)
+
+
 def ln_flux_data(flux, flux_err):
     """`LnFlux` of fluxes and errors (N, 66); error inf = not used.
 
@@ -193,7 +199,7 @@ def ln_flux_data(flux, flux_err):
     sigma / max(f, 0.7 sigma).
     """
     flux, flux_err = np.asarray(flux, "f4"), np.asarray(flux_err, "f4")
-    used = np.isfinite(flux_err) & np.isfinite(flux)
+    used = used_fluxes(flux, flux_err)
     err = np.where(used, flux_err, 1.0)
     floored = np.where(used, np.maximum(flux, MIN_FLUX_SIGMAS * err), 1.0)
     value, rel_err = np.log(floored), np.where(used, err / floored, 1.0)
@@ -557,6 +563,10 @@ def export(model, path):
 
 
 def set_threads(n):
-    """Let TensorFlow use n CPU threads (0: all cores). Call before anything is computed."""
-    tf.config.threading.set_intra_op_parallelism_threads(n)
-    tf.config.threading.set_inter_op_parallelism_threads(1 if n == 1 else 0)
+    """Let TensorFlow use n CPU threads (0: all cores). Once it has computed anything, as in a
+    second call within a process, it keeps the threads it has, and the log says so."""
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(n)
+        tf.config.threading.set_inter_op_parallelism_threads(1 if n == 1 else 0)
+    except RuntimeError as error:
+        logging.getLogger(__name__).warning("the number of threads stays as it is: %s", error)

@@ -31,6 +31,7 @@ from model import (
     ln_flux_data,
     solve_small,
     student_misfit,
+    used_fluxes,
 )
 
 N_PAR = 6
@@ -57,6 +58,7 @@ MAX_STARTS = 4
 START_MARGIN = 25.0          # a family this much worse (in chi^2) than the best is tried as well
 TRIAL_ITERATIONS = 6         # then starts that are behind by more than TRIAL_MARGIN in phi end
 TRIAL_MARGIN = 8.0
+SAME_MODE = 0.1              # of z: solutions closer than this are one mode
 FAMILY_LOGG = (2.55, 3.5, 4.15)   # bright giants | lower giants | subgiants | dwarfs
 FAMILY_GIANT_FEH = -1.0           # dex: metal-poor | metal-rich giants
 FAMILY_DWARF_TEFF = 5.2           # kK: cool | hot dwarfs
@@ -277,7 +279,7 @@ class StarSolver:
         all. Returns a `Solution` of M rows."""
         rows = np.arange(len(data)) if rows is None else rows
         solution = Solution.empty(len(rows))
-        fast = projectable(np.isfinite(data.flux_err[rows]))
+        fast = projectable(used_fluxes(data.flux[rows], data.flux_err[rows]))
         for general in (False, True):
             chosen = np.flatnonzero(fast != general)
             for start in range(0, len(chosen), self.batch_size):
@@ -311,16 +313,32 @@ class StarSolver:
         star, rank = np.nonzero(np.arange(starts.shape[1]) < n_starts[:, None])
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)
         lowest = np.full(len(data), np.inf, "f4")
-        np.minimum.at(lowest, star, trial.phi)
+        np.fmin.at(lowest, star, trial.phi)
         go_on = np.flatnonzero(~(trial.phi > lowest[star] + TRIAL_MARGIN))
         trial.put(go_on, self.finish(data, trial.u[go_on], rows=star[go_on]))
+        return self._modes(trial, star, len(data))
+
+    def _modes(self, trial, star, n):
+        """The lowest of the solutions `trial` of each of n stars, and the lowest of another family.
+
+        Descents that met in one mode are told from two modes by their distance: near the limit of
+        two families, the family alone says nothing.
+        """
+        best, second = Solution.empty(n), Solution.empty(n)
         order = np.lexsort((trial.phi, star))
-        position = np.arange(len(star)) - np.searchsorted(star[order], star[order])
-        modes = [Solution.empty(len(data)) for _ in range(2)]
-        for k, mode in enumerate(modes):
-            chosen = order[position == k]
-            mode.put(star[chosen], trial, chosen)
-        return tuple(modes)
+        stars, first = np.unique(star[order], return_index=True)
+        best.put(stars, trial, order[first])
+        z, z_best = trial.u[:, Z], best.u[star, Z]
+        other = (self._family(z) != self._family(z_best)) & (
+            np.abs(z - z_best).max(1) > SAME_MODE)
+        order = order[other[order]]
+        stars, first = np.unique(star[order], return_index=True)
+        second.put(stars, trial, order[first])
+        return best, second
+
+    def _family(self, z):
+        flux = self.model.flux
+        return family_of(z * flux.theta_scale.numpy() + flux.theta_mean.numpy())
 
     def finish(self, data, u0, rows=None):
         """Descent from u0 (M, 6) of the stars `rows` (M,), default all: first in full batches,
@@ -435,7 +453,7 @@ class StartSearch:
         starts = np.zeros((len(data), MAX_STARTS, N_PAR), "f4")
         starts[:, :, LN_E] = -2.0           # without a spectrum: the centre of the prior
         n_starts = np.ones(len(data), int)
-        used = np.isfinite(data.flux_err[:, :xp_utils.N_XP])
+        used = used_fluxes(data.flux, data.flux_err)[:, :xp_utils.N_XP]
         patterns, which = np.unique(used, axis=0, return_inverse=True)
         for i, pattern in enumerate(patterns):
             channels = self.usable[pattern[self.usable]]
