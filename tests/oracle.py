@@ -37,7 +37,8 @@ def make_flux_model(seed=0, hidden=12):
     rng = np.random.default_rng(seed)
     wavelengths = np.asarray(xp_utils.SAMPLE_WAVELENGTHS, "f8")
     x = np.log(wavelengths / 550.0)
-    model = FluxModel(wavelengths, THETA_MEAN, THETA_SCALE, 3.0 - x - x * x, hidden, seed=seed)
+    model = FluxModel(wavelengths, THETA_MEAN, THETA_SCALE, 3.0 - x - x * x, hidden=hidden,
+                      seed=seed)
     randomise(model, rng, {"bias_0": 0.5, "bias_1": 0.3, "bias_2": 0.3})
     smooth = np.cos(np.arange(10)[:, None] * (2.0 * x + 1.0))            # (10, n_wl)
     model.w_out.assign((rng.normal(0, 0.3, (hidden, 10)) @ smooth / np.sqrt(10)).astype("f4"))

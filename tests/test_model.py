@@ -181,7 +181,8 @@ def test_first_extinction_curve_is_the_documented_power_law():
 
 def test_initial_weights_follow_the_seed_and_predict_the_mean():
     mean = np.linspace(1, 3, N_WL)
-    a, b, c = (FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, mean, 8, seed=s)
+    a, b, c = (FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, mean, hidden=8,
+                         seed=s)
                for s in (1, 1, 2))
     z = np.random.default_rng(0).normal(size=(20, 3)).astype("f4")
     np.testing.assert_array_equal(a.ln_flux(z), b.ln_flux(z))
