@@ -40,14 +40,17 @@ from shards import (
     ShardError,
     ShardReader,
     ShardWriter,
+    Status,
     UsageError,
     identity,
+    output_state,
     progress,
     provenance,
     setup_logging,
     usage_exit,
     write_text,
 )
+from xp_utils import SAMPLE_WAVELENGTHS
 
 SCRIPT = "train"
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipe.json"
@@ -57,7 +60,15 @@ EXTINCTION = ("stellar_ext", "stellar_ext_err")
 RECIPE_KEYS = {"seed", "validation_fraction", "calibration_fraction", "hidden", "noise_hidden",
                "prior_components", "hide_parallax", "hide_photometry", "hide_bp",
                "rare_type_weight_cap", "stages"}
-STAGE_KINDS = {"likelihood", "posterior", "stars"}
+FRACTIONS = {"validation_fraction", "calibration_fraction", "hide_parallax", "hide_photometry",
+             "hide_bp"}
+SIZES = {"hidden", "noise_hidden", "prior_components", "steps", "batch_size"}
+INTEGERS = SIZES | {"seed"}
+GROUPS = ("network", "extinction", "extinction_xi", "noise")   # of variables
+SELECTIONS = {"max_teff_err", "max_feh_err", "max_logg_err", "min_plx_snr", "min_ext"}
+_GRADIENT_KEYS = {"name", "kind", "steps", "batch_size", "learning_rate", "train"}
+STAGE_KEYS = {"likelihood": _GRADIENT_KEYS, "posterior": _GRADIENT_KEYS,
+              "stars": {"name", "kind", "reject_sigma", "reject_chi2_factor"}}
 
 ADAM_BETA = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -78,7 +89,9 @@ CANDIDATE_WIDTH = (0.084, 0.15, 0.2)
 CANDIDATE_TEFF = 4.8
 LOSS_LINEAR_UNTIL = 6.0      # the posterior loss of a star grows as its logarithm beyond
 ANCHOR = 2.0                 # weight of the likelihood in the posterior stage
+MIN_BASIS_SIZE = 0.01        # of a component of ln flux in the network's output basis
 MIN_TRAINING_STARS = 200
+MOST_REJECTED = 0.2          # of the stars: more are warned of
 
 
 def parse_args(argv=None):
@@ -88,8 +101,9 @@ def parse_args(argv=None):
     parser.add_argument("-i", "--input", type=Path, required=True, metavar="TRAINING_DATA.h5")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT_FOLDER")
     parser.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, help="default: recipe.json")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="train anew over a former result")
+    former = parser.add_mutually_exclusive_group()
+    former.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    former.add_argument("--overwrite", action="store_true", help="train anew over a former result")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
     parser.add_argument("--log", type=Path, help="default: OUTPUT_FOLDER/train.log")
     return parser.parse_args(argv)
@@ -99,19 +113,62 @@ def parse_args(argv=None):
 
 
 def read_recipe(path):
-    """The recipe as a dict. UsageError where it cannot be read or has unknown or missing keys."""
+    """The recipe as a dict. UsageError where it cannot be read, or could not be trained by: that is
+    said now rather than hours later, when training meets the mistake."""
     try:
         recipe = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: no recipe could be read ({error})") from error
-    if set(recipe) != RECIPE_KEYS:
-        raise UsageError(f"{path}: unknown or missing keys: "
-                         f"{', '.join(sorted(set(recipe) ^ RECIPE_KEYS))}")
-    for stage in recipe["stages"]:
-        if stage.get("kind") not in STAGE_KINDS:
-            raise UsageError(f"{path}: a stage of kind {stage.get('kind')!r}; known: "
-                             f"{', '.join(sorted(STAGE_KINDS))}")
+        check_recipe(recipe)
+    except (OSError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: not a usable recipe ({error})") from error
     return recipe
+
+
+def check_recipe(recipe):
+    """ValueError where a recipe has unknown or missing keys, or values out of range."""
+    _check_keys("the recipe", recipe, RECIPE_KEYS)
+    for name in sorted(RECIPE_KEYS - {"stages"}):
+        _check_number("the recipe", recipe, name, least=1 if name in SIZES else 0,
+                      most=1 if name in FRACTIONS else np.inf)
+    if not isinstance(recipe["stages"], list) or not recipe["stages"]:
+        raise ValueError("stages: a list of at least one stage is expected")
+    for stage in recipe["stages"]:
+        check_stage(stage)
+
+
+def check_stage(stage):
+    """ValueError where a stage of a recipe is not one that can be run."""
+    kind = stage.get("kind") if isinstance(stage, dict) else stage
+    if not isinstance(kind, str) or kind not in STAGE_KEYS:
+        raise ValueError(f"a stage of kind {kind!r}; known: {', '.join(sorted(STAGE_KEYS))}")
+    where = f"stage {stage.get('name')}"
+    gradient = STAGE_KEYS[kind] is _GRADIENT_KEYS
+    _check_keys(where, stage, STAGE_KEYS[kind], {"select"} if gradient else ())
+    for name in sorted(STAGE_KEYS[kind] - {"name", "kind", "train"}):
+        _check_number(where, stage, name, least=1 if name in SIZES else 0)
+    if gradient:
+        unknown = set(stage["train"]) - set(GROUPS)
+        if unknown or not stage["train"]:
+            raise ValueError(f"{where}: train is {stage['train']}; known: {', '.join(GROUPS)}")
+        limits = stage.get("select", {})
+        _check_keys(f"{where}, select", limits, set(), SELECTIONS)
+        for name in limits:
+            _check_number(f"{where}, select", limits, name)
+
+
+def _check_keys(where, found, required, optional=()):
+    keys = set(found) if isinstance(found, dict) else {f"{type(found).__name__} in its place"}
+    wrong = (keys - set(optional)) ^ required
+    if wrong:
+        raise ValueError(f"{where}: unknown or missing: {', '.join(sorted(wrong))}")
+
+
+def _check_number(where, found, name, least=0, most=np.inf):
+    value, kind = found[name], int if name in INTEGERS else int | float
+    if (isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most
+            or not np.isfinite(value)):
+        article = "an integer" if kind is int else "a number"
+        raise ValueError(f"{where}: {name} is {value!r}; {article} from {least} to {most} is "
+                         "expected")
 
 
 def read_training_data(path):
@@ -120,13 +177,38 @@ def read_training_data(path):
         ids = reader.source_id()
         table = reader.read_table((*OBSERVED, *LABELS, *EXTINCTION))
         wavelengths = reader.attributes("flux").get("sample_wavelengths")
-    if wavelengths is None:
-        raise ShardError(f"{path}: flux has no attribute sample_wavelengths; make the file with "
-                         "compile_training_data.py")
-    if not np.isfinite(table["stellar_type"]).all():
-        raise ShardError(f"{path}: stellar_type has NaN; make the file with "
-                         "compile_training_data.py, which leaves such labels out")
+    problem = training_data_problem(table, wavelengths)
+    if problem:
+        raise ShardError(f"{path}: {problem}; make the file with compile_training_data.py, which "
+                         "leaves such stars out")
     return ids, table, np.asarray(wavelengths)
+
+
+def training_data_problem(table, wavelengths):
+    """What is wrong with a training set, in words that name the dataset; None where nothing is."""
+    n = len(table["plx"])
+    if wavelengths is None:
+        return "flux has no attribute sample_wavelengths"
+    expected = SAMPLE_WAVELENGTHS
+    if np.shape(wavelengths) != expected.shape or not np.allclose(wavelengths, expected):
+        return (f"flux has {np.size(wavelengths)} sample_wavelengths that are not the "
+                f"{len(expected)} of this version of the project")
+    shapes = (dict.fromkeys(("flux", "flux_err"), (n, len(expected)))
+              | dict.fromkeys(LABELS, (n, 3)))
+    for name, values in table.items():
+        shape = shapes.get(name, (n,))
+        if values.shape != shape or values.dtype.kind not in "fiu":
+            return f"{name} is {values.dtype} of shape {values.shape}, expected floats {shape}"
+    for name in (*LABELS, "plx", "plx_err"):
+        least, words = ((-np.inf, "finite") if name == "stellar_type" else
+                        (0.0, "finite and positive"))
+        bad = ~np.isfinite(table[name]) | (table[name] <= least)
+        bad = bad if bad.ndim == 1 else bad.any(1)
+        if bad.any():
+            return f"{name} is not {words} for {bad.sum()} of {n} stars, e.g. row {bad.argmax()}"
+    if n > 1 and not np.ptp(table["stellar_type"], axis=0).all():
+        return "stellar_type has the same Teff, [Fe/H] or log g for all stars"
+    return None
 
 
 def hash_fraction(ids, salt=0):
@@ -165,13 +247,11 @@ def start_model(stars, observed, wavelengths, recipe):
 
     theta_mean, theta_scale = stars.theta.mean(0), stars.theta.std(0)
     ext = np.where(np.isfinite(stars.ext), stars.ext, START_EXT)
-    intrinsic = (observed.value + ext[:, None] * np.exp(initial_ln_ext_curve(wavelengths))
-                 - 2 * np.log(stars.plx)[:, None])
+    curve = np.exp(initial_ln_ext_curve(wavelengths))
+    intrinsic = observed.value + ext[:, None] * curve - 2 * np.log(stars.plx)[:, None]
     intrinsic[observed.used == 0] = np.nan
-    seen = np.isfinite(intrinsic).any(0)
-    start = np.full(len(wavelengths), np.nanmedian(intrinsic))
-    start[seen] = np.nanmedian(intrinsic[:, seen], axis=0)
-    flux = FluxModel(wavelengths, theta_mean, theta_scale, start, recipe["hidden"],
+    mean, basis = spectrum_basis(intrinsic, curve)
+    flux = FluxModel(wavelengths, theta_mean, theta_scale, mean, basis, recipe["hidden"],
                      seed=recipe["seed"])
     flux.ln_ext_curve_xi.assign(XI_SLOPE * np.log(wavelengths / 550.0) * flux.xi_mask)
     noise = NoiseModel(len(wavelengths), observed.features.mean(0), observed.features.std(0),
@@ -179,6 +259,29 @@ def start_model(stars, observed, wavelengths, recipe):
     prior = fit_prior(stars.theta, theta_mean, theta_scale, recipe["prior_components"],
                       recipe["seed"])
     return StellarModel(flux, noise, prior)
+
+
+def spectrum_basis(intrinsic, curve):
+    """Median spectrum (n_wl,) and basis (n_wl, n_wl) of the network's outputs.
+
+    intrinsic (N, n_wl): ln fluxes at 1 kpc without dust, as far as is known; NaN where not seen.
+    curve (n_wl,): an extinction curve. The first two rows of the basis are the directions that
+    parallax and dust leave uncertain, grey and the curve; the others the principal components of
+    what is left. Each row is scaled to the stars' standard deviation along it.
+    """
+    seen = np.isfinite(intrinsic).any(0)
+    mean = np.full(len(curve), np.nanmedian(intrinsic))
+    mean[seen] = np.nanmedian(intrinsic[:, seen], axis=0)
+    left = np.where(np.isfinite(intrinsic), intrinsic - mean, 0.0)
+    soft = np.linalg.qr(np.stack([np.ones(len(curve)), curve], 1))[0]      # (n_wl, 2)
+    size = (left @ soft).std(0)
+    left -= left @ soft @ soft.T
+    variance, axes = np.linalg.eigh(left.T @ left / len(left) + 1e-12 * np.eye(len(curve)))
+    axes = axes[:, np.argsort(-variance)][:, :len(curve) - 2]
+    axes = np.linalg.qr(np.concatenate([soft, axes], 1))[0][:, 2:]
+    sizes = np.concatenate([size, (left @ axes).std(0)])
+    basis = np.concatenate([soft, axes], 1) * np.maximum(sizes, MIN_BASIS_SIZE)
+    return mean, basis.T
 
 
 class Trainer:
@@ -377,8 +480,6 @@ class Trainer:
                 keep &= stars.plx >= limit * stars.plx_err
             elif name == "min_ext":
                 keep &= self.ext >= limit
-            else:
-                raise UsageError(f"stage {stage['name']}: unknown selection {name}")
         return np.flatnonzero(keep)
 
     # ---- stages
@@ -412,11 +513,15 @@ class Trainer:
             rate = _learning_rate(stage["learning_rate"], number, epochs * batches)
             batch = self._batch(order[k * size:(k + 1) * size], stage["kind"], rng)
             losses.append(self._steps[self.stage](batch, np.float32(number), np.float32(rate)))
-        likelihood, posterior, sane = np.mean([[float(x) for x in loss] for loss in losses], 0)
-        self.history.append({"stage": stage["name"], "epoch": self.epoch, "stars": len(rows),
-                             "likelihood_loss": float(likelihood),
-                             "posterior_loss": float(posterior), "learning_rate": float(rate),
-                             "steps_refused": round((1 - sane) * batches)})
+        losses = np.array([[float(x) for x in loss] for loss in losses])
+        sane = losses[:, 2] > 0                    # steps that were not refused
+        likelihood, posterior = losses[sane, :2].mean(0) if sane.any() else (np.nan, np.nan)
+        entry = {"stage": stage["name"], "epoch": self.epoch, "stars": len(rows),
+                 "likelihood_loss": float(likelihood), "learning_rate": float(rate),
+                 "steps_refused": int((~sane).sum())}
+        if stage["kind"] == "posterior":
+            entry["posterior_loss"] = float(posterior)
+        self.history.append(entry)
         self.epoch += 1
         return self._next_stage() if self.epoch >= epochs else False
 
@@ -643,11 +748,25 @@ def finish(trainer, args, ids, table, calibration, held_out, made_by, log):
 # ------------------------------------------------------------------------------------ the script
 
 
+def stage_warnings(entries):
+    """What the history entries of a stage tell that a user should know, as sentences."""
+    refused = sum(entry.get("steps_refused", 0) for entry in entries)
+    if refused:
+        yield f"{refused} steps were refused, as their gradient was not finite"
+    last = entries[-1]
+    if "skipped" in last:
+        yield f"skipped: only {last['stars']} stars are left to train on"
+    if last.get("rejected", 0) > MOST_REJECTED * last["stars"]:
+        yield (f"{last['rejected']} of {last['stars']} stars were rejected: the model does not fit "
+               "them yet; give the stages before it more steps")
+
+
 def train(trainer, checkpoint, settings, made_by, log):
     """Run all epochs that are left, with checkpoints at the ends of stages and in time between."""
     saved = time.monotonic()
     stages = trainer.recipe["stages"]
     for stage in progress(range(trainer.stage, len(stages)), SCRIPT, unit="stage"):
+        first = len(trainer.history) - trainer.epoch
         while trainer.stage == stage:
             ended = trainer.run_epoch()
             log.info("%s", trainer.history[-1])
@@ -659,25 +778,53 @@ def train(trainer, checkpoint, settings, made_by, log):
         summary = {k: float(f"{v:.4g}") if isinstance(v, float) else v
                    for k, v in trainer.history[-1].items()}
         log.info("stage %s done: %s", stages[stage]["name"], summary, extra={"summary": True})
+        for sentence in stage_warnings(trainer.history[first:]):
+            log.warning("stage %s: %s", stages[stage]["name"], sentence)
 
 
-def begin(args, trainer, settings):
-    """Restore what --resume asks for. UsageError where a former result would be overwritten, or
-    where the checkpoint is of another training."""
-    checkpoint = args.output / "checkpoint.h5"
+def former_state(args, settings):
+    """What --resume goes on from: (arrays, attributes) of the checkpoint, None where none is there.
+    UsageError where a former result would be overwritten, or the checkpoint is of another training.
+    """
+    checkpoint, model = args.output / "checkpoint.h5", args.output / "model.h5"
     if args.overwrite:
-        (args.output / "model.h5").unlink(missing_ok=True)
+        model.unlink(missing_ok=True)
         checkpoint.unlink(missing_ok=True)
-    if not checkpoint.exists():
-        return
+    found = next((path for path in (checkpoint, model) if path.exists()), None)
+    if found is None:
+        return None
     if not args.resume:
-        raise UsageError(f"{checkpoint}: a training was begun here; give --resume to go on with "
-                         "it, --overwrite to train anew, or another -o")
-    arrays, attrs = read_arrays(checkpoint)
-    if attrs["settings"] != settings:
+        raise UsageError(f"{found}: a training was begun here; give --resume to go on with it, "
+                         "--overwrite to train anew, or another -o")
+    if found is model:
+        raise UsageError(f"{model}: trained, but its checkpoint.h5 is gone, so there is nothing to "
+                         "go on from; give --overwrite to train anew, or another -o")
+    try:
+        arrays, attrs = read_arrays(checkpoint)
+    except ShardError as error:
+        raise UsageError(f"{error}: give --overwrite to train anew") from error
+    if attrs.get("settings") != settings:
         raise UsageError(f"{checkpoint}: made with another recipe or other training data; give the "
                          "same ones, or --overwrite to train anew")
-    trainer.restore(arrays, attrs)
+    return arrays, attrs
+
+
+def is_trained(args, recipe, former):
+    """Whether nothing is left to do: all stages are done and the model is whole."""
+    whole = output_state(args.output / "model.h5").status not in (Status.ABSENT, Status.PARTIAL)
+    return former is not None and int(former[1]["stage"]) == len(recipe["stages"]) and whole
+
+
+def start_trainer(table, training, wavelengths, recipe, former):
+    """A `Trainer` of the stars `training`, in its former state if there is one."""
+    trainer = Trainer(star_data(table, training, labelled=True), wavelengths, recipe)
+    if former is not None:
+        try:
+            trainer.restore(*former)
+        except (KeyError, ValueError) as error:
+            raise UsageError(f"the checkpoint is of another version of the project ({error}): give "
+                             "--overwrite to train anew, or use that version") from error
+    return trainer
 
 
 @usage_exit
@@ -692,14 +839,14 @@ def main(argv=None) -> int:
     log = setup_logging(SCRIPT, args.log or args.output / "train.log")
     made_by = provenance(SCRIPT, argv, [args.input, args.recipe])
     settings = json.dumps({"recipe": recipe, "training_data": identity(args.input)}, sort_keys=True)
+    former = former_state(args, settings)
+    if is_trained(args, recipe, former):
+        log.info("%s: already trained", args.output, extra={"summary": True})
+        return 0
     from model import set_threads  # TensorFlow takes seconds to load: not before it is needed
 
     set_threads(args.threads)
-    trainer = Trainer(star_data(table, training, labelled=True), wavelengths, recipe)
-    begin(args, trainer, settings)
-    if trainer.stage == len(recipe["stages"]) and (args.output / "model.h5").exists():
-        log.info("%s: already trained", args.output, extra={"summary": True})
-        return 0
+    trainer = start_trainer(table, training, wavelengths, recipe, former)
     log.info("%d training, %d calibration, %d validation stars; at stage %d, epoch %d",
              len(training), len(calibration), len(held_out), trainer.stage, trainer.epoch)
     train(trainer, args.output / "checkpoint.h5", settings, made_by, log)

@@ -1,8 +1,22 @@
-"""Fixtures that need a real TAP server (marker `tap`)."""
+"""Fixtures that several files of tests share, or that need a real TAP server (marker `tap`)."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
+
+# Read when TensorFlow is loaded: one thread, so that sums come out the same in every run.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory):
+    """A tiny model trained on demo stars: data_dir, training_data, recipe, model (paths)."""
+    from demo_model import make
+
+    return make(tmp_path_factory.mktemp("demo_model"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,590 @@
+"""Step 8 by its command line: a tiny model of demo stars, whole, interrupted and refused.
+
+Training runs eagerly (see demo_model), but for the test that the compiled steps do the same.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from demo_model import ALL_GROUPS, RECIPE, quick, run_python, run_train
+from helpers import assert_same_datasets, flip_bit, read_all, truncate
+
+import train
+import xp_utils
+from shards import ShardReader, ShardWriter, Status, output_state
+
+RESULTS = ("model.h5", "validation.h5")
+
+
+# --- tools ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def table(demo_model):
+    """All datasets of the training data."""
+    return read_all(demo_model.training_data)
+
+
+def write_training_data(path, table, wavelengths=xp_utils.SAMPLE_WAVELENGTHS):
+    n = len(table["gdr3_source_id"])
+    with ShardWriter(path, n, "gdr3_source_id", {}) as writer:
+        writer.write_table(table)
+        if wavelengths is not None and "flux" in table:
+            writer.set_attributes("flux", sample_wavelengths=wavelengths)
+    return path
+
+
+def write_recipe(path, **changes):
+    path.write_text(json.dumps(RECIPE | changes))
+    return path
+
+
+def stage(name="first", **changes):
+    return next(s for s in RECIPE["stages"] if s["name"] == name) | changes
+
+
+def make_trainer(table, recipe=RECIPE):
+    """A `Trainer` of a table's training stars."""
+    ids = table["gdr3_source_id"]
+    training, _, _ = train.split_stars(ids, recipe)
+    stars = train.star_data(table, training, labelled=True)
+    return train.Trainer(stars, xp_utils.SAMPLE_WAVELENGTHS, recipe)
+
+
+def snapshot(trainer):
+    """{group of variables: their arrays}."""
+    return {name: [v.numpy() for v in group] for name, group in trainer.groups.items()}
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Without the parts of `finish` that cost time and are tested on the whole model."""
+    monkeypatch.setattr(train, "draw_figures", lambda *args: None)
+    monkeypatch.setattr("model.export", lambda *args: None)
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch, where, name, call):
+    """Ctrl-C at the given call (from 1) of a function."""
+    calls, whole = [], getattr(where, name)
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, counted)
+        yield
+
+
+def refused(capsys, status, *words):
+    """The one line of a refusal, which holds the words."""
+    message = capsys.readouterr().err
+    assert status == 2
+    assert "Traceback" not in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    for word in words:
+        assert word in message
+    return message
+
+
+# --- what a training leaves -----------------------------------------------------------------
+def test_all_files_are_written_and_whole(demo_model):
+    folder = demo_model.model
+    for name in (*RESULTS, "checkpoint.h5"):
+        assert output_state(folder / name).status is not Status.PARTIAL
+    ids = read_all(folder / "validation.h5")["gdr3_source_id"]
+    listed = (folder / "validation_ids.txt").read_text().split()
+    assert [int(word) for word in listed] == ids.tolist()
+    assert len(ids) > 50
+    figures = list(folder.glob("*.png"))
+    assert len(figures) >= 7
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+    assert min(path.stat().st_size for path in figures) > 5000
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    with ShardReader(folder / "model.h5") as reader:
+        assert json.loads(reader.attrs["recipe"]) == RECIPE
+        assert demo_model.training_data.name in reader.attrs["inputs"]
+
+
+def test_history_has_a_finite_loss_for_every_epoch(demo_model):
+    history = json.loads((demo_model.model / "history.json").read_text())
+    assert list(dict.fromkeys(h["stage"] for h in history)) == [s["name"] for s in RECIPE["stages"]]
+    for name in ("first", "xi", "stars", "posterior"):
+        epochs = [h["epoch"] for h in history if h["stage"] == name]
+        assert epochs == list(range(len(epochs)))
+    for entry in history:
+        numbers = [value for value in entry.values() if not isinstance(value, str)]
+        assert np.isfinite(numbers).all()
+        assert ("posterior_loss" in entry) == (entry["stage"] == "posterior")
+        assert entry.get("steps_refused", 0) == 0
+    losses = [h["likelihood_loss"] for h in history if h["stage"] == "first"]
+    assert losses[-1] < losses[0]
+
+
+def test_validation_scores_are_those_of_the_validation_file(demo_model):
+    scores = json.loads((demo_model.model / "validation.json").read_text())
+    found = read_all(demo_model.model / "validation.h5")
+    residual = 1e3 * (found["stellar_params_est"] - np.pad(found["stellar_type"], ((0, 0), (0, 3))))
+    assert scores["stars"] == scores["finite"] == len(residual)
+    assert scores["all"]["Teff"]["offset"] == pytest.approx(np.median(residual[:, 0]), rel=1e-4)
+    est, label = found["stellar_params_est"][:, 0], found["stellar_type"][:, 0]
+    assert np.corrcoef(est, label)[0, 1] > 0.5  # it learned something
+
+
+def test_saved_model_predicts_what_the_trained_model_predicts(demo_model):
+    import tensorflow as tf
+
+    from model import FluxModel
+
+    saved = tf.saved_model.load(str(demo_model.model / "saved_model"))
+    model = FluxModel.from_arrays(read_all(demo_model.model / "model.h5"))
+    theta = np.array([[4.8, -0.2, 2.5], [5.8, 0.0, 4.4]], "f4")
+    xi, ext, plx = (np.array(pair, "f4") for pair in ([0.5, -1], [0.3, 0.1], [0.5, 2]))
+    expected = model.flux(model.standardise(theta), xi, ext, np.log(plx)).numpy()
+    np.testing.assert_allclose(saved.predict_obs_flux(theta, xi, ext, plx), expected, rtol=1e-5)
+    np.testing.assert_allclose(saved._sample_wavelengths, xp_utils.SAMPLE_WAVELENGTHS)
+
+
+# --- which stars are used -------------------------------------------------------------------
+def test_side_of_a_star_depends_on_its_id_alone():
+    ids = np.random.default_rng(0).integers(0, 2**62, 20000)
+    sides = np.zeros(len(ids), int)
+    for side, rows in enumerate(train.split_stars(ids, RECIPE)):
+        sides[rows] = side
+    fractions = np.bincount(sides) / len(ids)
+    np.testing.assert_allclose(fractions, [0.72, 0.08, 0.2], atol=0.01)
+    some = np.random.default_rng(1).permutation(len(ids))[:500]
+    for side, rows in enumerate(train.split_stars(ids[some], RECIPE)):
+        assert (sides[some][rows] == side).all()
+
+
+def test_sides_do_not_follow_the_patches_of_the_sky():
+    neighbours = (123456 << 43) + 128 * np.arange(5000)  # of one HEALPix pixel
+    shares = [len(rows) for rows in train.split_stars(neighbours, RECIPE)]
+    np.testing.assert_allclose(np.divide(shares, 5000), [0.72, 0.08, 0.2], atol=0.03)
+
+
+def test_held_out_stars_do_not_enter_the_training(demo_model, table, tmp_path, monkeypatch):
+    ids = table["gdr3_source_id"]
+    training, calibration, held_out = train.split_stars(ids, RECIPE)
+    rng = np.random.default_rng(5)
+    spoiled = {name: values.copy() for name, values in table.items()}
+    for rows in (calibration, held_out):
+        spoiled["stellar_type"][rows] = rng.uniform(-99, 99, (len(rows), 3))
+        spoiled["flux"][rows] *= 1e3
+        spoiled["stellar_ext"][rows] = np.nan
+    path = write_training_data(tmp_path / "spoiled.h5", spoiled)
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    assert run_train(path, tmp_path / "model", recipe=demo_model.recipe) == 0
+    assert_same_datasets(demo_model.model / "checkpoint.h5", tmp_path / "model/checkpoint.h5")
+    assert len(training) + len(calibration) + len(held_out) == len(ids)
+
+
+def test_stars_of_unknown_extinction_are_trained_on(table):
+    n = len(table["stellar_ext"])
+    unknown = {k: v.copy() for k, v in table.items()}
+    unknown["stellar_ext"][::4] = np.nan
+    unknown["stellar_ext_err"][1::4] = np.nan
+    unknown["stellar_ext_err"][2::4] = np.inf
+    unknown["stellar_ext"][3::8] = np.nan
+    unknown["stellar_ext_err"][3::8] = np.inf
+    stages = [stage(steps=3, select={}), stage("stars"), stage("posterior", steps=1)]
+    with quick():
+        trainer = make_trainer(unknown, RECIPE | {"stages": stages})
+        while trainer.stage < len(stages):
+            trainer.run_epoch()
+    assert len(trainer.selected(stages[0])) + trainer.rejected.sum() == len(trainer.stars) < n
+    assert not trainer.rejected.all()
+    for entry in trainer.history:
+        assert entry.get("steps_refused", 0) == 0
+        assert np.isfinite([v for v in entry.values() if not isinstance(v, str)]).all()
+    for group in snapshot(trainer).values():
+        assert all(np.isfinite(values).all() for values in group)
+
+
+def test_stars_with_wrong_labels_are_rejected_and_the_others_kept(demo_model, table):
+    from model import ln_flux_data
+
+    trainer = make_trainer(table)
+    trainer.restore(*train.read_arrays(demo_model.model / "checkpoint.h5"))
+    stars, n = trainer.stars, len(trainer.stars)
+    rng = np.random.default_rng(3)
+    with quick():  # stars as the model has them, with 1% of noise
+        ln_flux = (trainer.model.flux.ln_flux(trainer.z).numpy()
+                   - trainer.ext[:, None] * np.exp(trainer.model.flux.ln_ext_curve.numpy())
+                   + 2 * trainer.ln_plx[:, None])
+        stars.flux = np.exp(ln_flux + 0.01 * rng.normal(size=ln_flux.shape)).astype("f4")
+        stars.flux_err = (0.01 * stars.flux).astype("f4")
+        trainer.observed = ln_flux_data(stars.flux, stars.flux_err)
+        order = np.argsort(stars.theta[:, 0])
+        swapped = np.concatenate([order[:10], order[-10:]])
+        stars.theta[swapped] = stars.theta[swapped[::-1]]
+        trainer.z[swapped] = trainer.z[swapped[::-1]]
+        trainer.rejected = np.zeros(n, bool)
+        trainer._fit_stars(stage("stars", reject_sigma=6.0, reject_chi2_factor=6.0))
+    assert trainer.rejected[swapped].all()
+    assert trainer.rejected.sum() <= len(swapped) + 0.05 * n
+    rows = trainer.selected(stage(select={}))
+    assert not np.isin(swapped, rows).any()
+
+
+# --- which variables are trained ------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [("likelihood", ["network"]), ("likelihood", ["extinction_xi", "noise"]),
+     ("posterior", ["extinction"]), ("posterior", ALL_GROUPS)],
+)
+def test_stage_trains_every_variable_of_its_groups_and_no_other(table, kind, trained):
+    one = stage(kind=kind, steps=1, batch_size=10**4, train=trained, select={})
+    with quick():
+        trainer = make_trainer(table, RECIPE | {"stages": [one]})
+        before = snapshot(trainer)
+        trainer.run_epoch()
+    after = snapshot(trainer)
+    for group in ALL_GROUPS:
+        for old, new, variable in zip(before[group], after[group], trainer.groups[group],
+                                      strict=True):
+            assert np.array_equal(old, new) == (group not in trained), variable.name
+    flux, noise = trainer.model.flux, trainer.model.noise
+    assert len(trainer.variables) == len(flux.variables) + len(noise.variables)
+
+
+def test_compiled_step_is_the_eager_step(table):
+    trainers = [make_trainer(table, RECIPE | {"stages": [stage()]}) for _ in range(2)]
+    batch = trainers[0]._batch(np.arange(64), "likelihood", np.random.default_rng(0))
+    number, rate = np.float32(1), np.float32(1e-3)
+    with quick():
+        eager = trainers[0]._make_step("likelihood", ALL_GROUPS)(batch, number, rate)
+    compiled = trainers[1]._make_step("likelihood", ALL_GROUPS)(batch, number, rate)
+    np.testing.assert_allclose([float(x) for x in compiled], [float(x) for x in eager], rtol=1e-4)
+    for one, other in zip(*(trainer.moments for trainer in trainers), strict=True):
+        scale = np.abs(one[0].numpy()).max()
+        np.testing.assert_allclose(other[0].numpy(), one[0].numpy(), atol=2e-3 * scale)
+
+
+# --- interruptions --------------------------------------------------------------------------
+def test_training_interrupted_at_every_stage_gives_the_same_model(
+    demo_model, tmp_path, monkeypatch, no_figures
+):
+    places = [
+        (train.Trainer, "_batch", 5),      # in the second epoch of the first stage
+        (train.Trainer, "_fit_stars", 1),
+        (train, "trained_model", 1),       # all is trained
+    ]
+    for where, name, call in places:
+        with interrupted(monkeypatch, where, name, call):
+            status = run_train(demo_model.training_data, tmp_path, "--resume",
+                               recipe=demo_model.recipe)
+        assert status == 130
+        assert not (tmp_path / "model.h5").exists()
+    assert run_train(demo_model.training_data, tmp_path, "--resume", recipe=demo_model.recipe) == 0
+    for name in RESULTS:
+        assert_same_datasets(demo_model.model / name, tmp_path / name)
+    for name in ("history.json", "validation.json", "validation_ids.txt"):
+        assert (tmp_path / name).read_text() == (demo_model.model / name).read_text()
+    log = (tmp_path / "train.log").read_text()
+    assert re.findall("stars; at (.*)", log) == [
+        "stage 0, epoch 0", "stage 0, epoch 1", "stage 2, epoch 0", "stage 4, epoch 0"]
+
+
+KILLED = """
+import train
+whole = train.Trainer._batch
+def batch(self, rows, kind, rng):
+    if self.stage == 3 and self.epoch == 1:  # in the second epoch of the last stage
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, rows, kind, rng)
+train.Trainer._batch = batch
+with quick():
+    train.main(sys.argv[1:])
+"""
+
+
+def test_killed_training_gone_on_with_gives_the_same_model(demo_model, tmp_path, no_figures):
+    words = ("-i", demo_model.training_data, "-o", tmp_path, "--recipe", demo_model.recipe)
+    killed = run_python(KILLED, *words, "--threads", 1)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "checkpoint.h5").exists()
+    assert not (tmp_path / "model.h5").exists()
+    assert run_train(*words[1:4:2], "--resume", recipe=demo_model.recipe) == 0
+    assert "at stage 3, epoch 1" in (tmp_path / "train.log").read_text()
+    for name in RESULTS:
+        assert_same_datasets(demo_model.model / name, tmp_path / name)
+
+
+def test_resuming_a_finished_training_returns_at_once(demo_model, monkeypatch, capsys):
+    monkeypatch.setattr(train, "Trainer", None)  # not even begun
+    before = {path: path.stat().st_mtime_ns for path in demo_model.model.glob("*.h5")}
+    status = run_train(demo_model.training_data, demo_model.model, "--resume",
+                       recipe=demo_model.recipe)
+    assert status == 0
+    assert "already trained" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in demo_model.model.glob("*.h5")}
+
+
+def test_training_is_finished_when_its_model_is_whole(demo_model, tmp_path):
+    args, former = SimpleNamespace(output=tmp_path), ({}, {"stage": len(RECIPE["stages"])})
+    assert not train.is_trained(args, RECIPE, former)
+    (tmp_path / "model.h5").write_bytes((demo_model.model / "model.h5").read_bytes())
+    assert train.is_trained(args, RECIPE, former)
+    assert not train.is_trained(args, RECIPE, ({}, {"stage": 1}))
+    assert not train.is_trained(args, RECIPE, None)
+    truncate(tmp_path / "model.h5")
+    assert not train.is_trained(args, RECIPE, former)
+
+
+@pytest.fixture
+def begun(demo_model, tmp_path):
+    """A folder with the checkpoint of a training."""
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    checkpoint = (demo_model.model / "checkpoint.h5").read_bytes()
+    (folder / "checkpoint.h5").write_bytes(checkpoint)
+    return folder
+
+
+def test_training_begun_is_not_trained_over_without_a_word(demo_model, begun, capsys):
+    status = run_train(demo_model.training_data, begun, recipe=demo_model.recipe)
+    refused(capsys, status, "checkpoint.h5", "--resume", "--overwrite")
+    (begun / "checkpoint.h5").rename(begun / "model.h5")
+    status = run_train(demo_model.training_data, begun, recipe=demo_model.recipe)
+    refused(capsys, status, "model.h5", "--overwrite")
+    status = run_train(demo_model.training_data, begun, "--resume", recipe=demo_model.recipe)
+    refused(capsys, status, "model.h5", "--overwrite")
+
+
+def test_overwrite_trains_anew(demo_model, begun, monkeypatch):
+    seen = []
+    (begun / "model.h5").write_bytes(b"former")
+    monkeypatch.setattr(train, "train", lambda trainer, *args: seen.append(trainer.stage))
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    assert run_train(demo_model.training_data, begun, "--overwrite", recipe=demo_model.recipe) == 0
+    assert seen == [0]
+    assert list(begun.glob("*.h5")) == []
+
+
+def test_resume_and_overwrite_exclude_each_other(demo_model, begun):
+    with pytest.raises(SystemExit) as stop:
+        run_train(demo_model.training_data, begun, "--resume", "--overwrite",
+                  recipe=demo_model.recipe)
+    assert stop.value.code == 2
+
+
+def test_other_recipe_or_data_cannot_go_on_with_a_checkpoint(
+    demo_model, table, begun, tmp_path, capsys
+):
+    other = write_recipe(tmp_path / "other.json", seed=1)
+    status = run_train(demo_model.training_data, begun, "--resume", recipe=other)
+    refused(capsys, status, "checkpoint.h5", "another recipe")
+    changed = {k: v.copy() for k, v in table.items()}
+    changed["plx"][0] *= 1.001
+    data = write_training_data(tmp_path / "other.h5", changed)
+    status = run_train(data, begun, "--resume", recipe=demo_model.recipe)
+    refused(capsys, status, "checkpoint.h5", "other training data")
+
+
+@pytest.mark.parametrize("damage", [truncate, lambda path: path.write_bytes(b""),
+                                    lambda path: flip_bit(path, "moment0_0")])
+def test_damaged_checkpoint_is_refused(demo_model, begun, damage, capsys):
+    damage(begun / "checkpoint.h5")
+    status = run_train(demo_model.training_data, begun, "--resume", recipe=demo_model.recipe)
+    refused(capsys, status, "checkpoint.h5", "--overwrite")
+
+
+def test_checkpoint_of_another_version_is_refused(demo_model, begun, capsys):
+    arrays, attrs = train.read_arrays(begun / "checkpoint.h5")
+    del arrays["rejected"]
+    kept = {name: attrs[name] for name in ("settings", "stage", "epoch", "history")}
+    train.write_arrays(begun / "checkpoint.h5", arrays, {}, **kept)
+    status = run_train(demo_model.training_data, begun, "--resume", recipe=demo_model.recipe)
+    refused(capsys, status, "rejected", "--overwrite")
+
+
+# --- recipes --------------------------------------------------------------------------------
+def test_own_recipe_is_usable():
+    assert train.read_recipe(train.DEFAULT_RECIPE)["stages"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (None, "No such file"),
+        ("{not json", "Expecting property name"),
+        ("[1, 2]", "list in its place"),
+        ("7", "int in its place"),
+        (RECIPE | {"hiden": 3}, "hiden"),
+        ({k: v for k, v in RECIPE.items() if k != "seed"}, "seed"),
+        (RECIPE | {"hidden": "many"}, "hidden is 'many'"),
+        (RECIPE | {"hidden": 0}, "hidden is 0"),
+        (RECIPE | {"hide_bp": float("nan")}, "hide_bp is nan"),
+        (RECIPE | {"validation_fraction": 20}, "validation_fraction is 20"),
+        (RECIPE | {"stages": []}, "at least one stage"),
+        (RECIPE | {"stages": ["first"]}, "'first'"),
+        (RECIPE | {"stages": [stage(kind="liklihood")]}, "kind 'liklihood'; known: likelihood"),
+        (RECIPE | {"stages": [stage(kind=["stars"])]}, "kind ['stars']"),
+        (RECIPE | {"stages": [stage(rate=2)]}, "stage first: unknown or missing: rate"),
+        (RECIPE | {"stages": [{"name": "a", "kind": "stars"}]}, "reject_sigma"),
+        (RECIPE | {"stages": [stage(train=["netwrk"])]}, "netwrk"),
+        (RECIPE | {"stages": [stage(train=[])]}, "train is []"),
+        (RECIPE | {"stages": [stage(train=3)]}, "recipe"),
+        (RECIPE | {"stages": [stage(select={"max_teff": 1})]}, "select: unknown or missing: max_t"),
+        (RECIPE | {"stages": [stage(select={"min_ext": "low"})]}, "min_ext is 'low'"),
+        (RECIPE | {"stages": [stage(steps=0)]}, "steps is 0"),
+        (RECIPE | {"stages": [stage(batch_size=6.5)]}, "batch_size is 6.5; an integer"),
+    ],
+)
+def test_unusable_recipe_is_refused_before_training(demo_model, tmp_path, recipe, words, capsys):
+    path = tmp_path / "recipe.json"
+    if recipe is not None:
+        path.write_text(recipe if isinstance(recipe, str) else json.dumps(recipe))
+    status = run_train(demo_model.training_data, tmp_path / "model", recipe=path)
+    refused(capsys, status, "recipe.json", words)
+    assert not (tmp_path / "model").exists()
+
+
+# --- training data --------------------------------------------------------------------------
+def without(name):
+    def change(table):
+        del table[name]
+
+    return change
+
+
+def with_value(name, row, value):
+    def change(table):
+        table[name][row] = value
+
+    return change
+
+
+def with_shape(name, shape):
+    def change(table):
+        table[name] = np.ones((len(table["plx"]), *shape), "f4")
+
+    return change
+
+
+def with_text(table):
+    table["plx"] = table["plx"].astype("S8")
+
+
+def constant(table):
+    table["stellar_type"][:, 1] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *((without(name), f"no dataset {name}")
+          for name in (*train.OBSERVED, *train.LABELS, *train.EXTINCTION)),
+        (with_value("stellar_type", 7, np.nan), "stellar_type is not finite for 1 of 400 stars"),
+        (with_value("stellar_type_err", (7, 1), np.nan), "e.g. row 7"),
+        (with_value("stellar_type_err", (7, 1), 0.0), "type_err is not finite and positive"),
+        (with_value("plx", slice(3, 5), -0.1), "plx is not finite and positive for 2 of 400"),
+        (with_value("plx_err", 3, np.inf), "plx_err is not finite and positive for 1 of 400"),
+        (with_shape("flux_err", (61,)), "flux_err is float32 of shape (400, 61)"),
+        (with_shape("stellar_type", (2,)), "stellar_type is float32 of shape (400, 2)"),
+        (with_shape("plx", (1,)), "plx is float32 of shape (400, 1)"),
+        (with_text, "plx is |S8"),
+        (with_value("gdr3_source_id", slice(0, 3), 5), "2 repeated ids, the first is 5"),
+        (constant, "the same Teff, [Fe/H] or log g"),
+    ],
+)
+def test_unusable_training_data_are_refused(demo_model, table, tmp_path, change, words, capsys):
+    changed = {k: v.copy() for k, v in table.items()}
+    change(changed)
+    path = write_training_data(tmp_path / "data.h5", changed)
+    status = run_train(path, tmp_path / "model", recipe=demo_model.recipe)
+    refused(capsys, status, "data.h5", words)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("wavelengths", "words"),
+    [(None, "no attribute sample_wavelengths"),
+     (xp_utils.SAMPLE_WAVELENGTHS[:61], "61 sample_wavelengths"),
+     (xp_utils.SAMPLE_WAVELENGTHS + 5, "66 sample_wavelengths that are not")],
+)
+def test_other_wavelengths_are_refused(demo_model, table, tmp_path, wavelengths, words, capsys):
+    path = write_training_data(tmp_path / "data.h5", table, wavelengths)
+    status = run_train(path, tmp_path / "model", recipe=demo_model.recipe)
+    refused(capsys, status, "data.h5: flux has", words)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(os.unlink, "not found"), (truncate, "not a readable HDF5 file"),
+     (lambda path: os.truncate(path, 0), "empty file (0 bytes)"),
+     (lambda path: flip_bit(path, "flux"), "dataset flux, rows 0 to")],
+)
+def test_damaged_training_data_are_named(demo_model, table, tmp_path, damage, words, capsys):
+    path = write_training_data(tmp_path / "data.h5", table)
+    damage(path)
+    status = run_train(path, tmp_path / "model", recipe=demo_model.recipe)
+    refused(capsys, status, "data.h5", words)
+
+
+@pytest.mark.parametrize("n", [0, 1, 200])
+def test_too_few_stars_are_refused(demo_model, table, tmp_path, n, capsys):
+    path = write_training_data(tmp_path / "few.h5", {k: v[:n] for k, v in table.items()})
+    status = run_train(path, tmp_path / "model", recipe=demo_model.recipe)
+    refused(capsys, status, "few.h5", "at least 200")
+
+
+def test_output_that_is_a_file_is_refused(demo_model, tmp_path, capsys):
+    (tmp_path / "model").write_text("mine")
+    status = run_train(demo_model.training_data, tmp_path / "model", recipe=demo_model.recipe)
+    refused(capsys, status, str(tmp_path / "model"))
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+# --- unusual trainings ----------------------------------------------------------------------
+def test_few_validation_stars_no_calibration_and_a_single_stage_will_do(
+    demo_model, table, tmp_path
+):
+    """Also without the stage that fits the stars, which a figure shows."""
+    held = train.hash_fraction(table["gdr3_source_id"])
+    recipe = write_recipe(
+        tmp_path / "recipe.json", calibration_fraction=0,
+        validation_fraction=float(np.sort(held)[:2].mean()), stages=[stage(steps=1)])
+    assert run_train(demo_model.training_data, tmp_path / "model", recipe=recipe) == 0
+    assert len(read_all(tmp_path / "model/validation.h5")["gdr3_source_id"]) == 1
+    assert read_all(tmp_path / "model/model.h5")["confidence_weight"].any() == np.False_
+
+
+def test_stage_without_stars_is_skipped_and_said(demo_model, tmp_path, monkeypatch, capsys):
+    stages = [stage(select={"min_ext": 99}), stage(steps=1)]
+    recipe = write_recipe(tmp_path / "recipe.json", stages=stages)
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    assert run_train(demo_model.training_data, tmp_path / "model", recipe=recipe) == 0
+    assert "stage first: skipped: only 0 stars are left" in capsys.readouterr().err
+
+
+def test_step_without_a_finite_gradient_is_refused_and_said(demo_model, tmp_path, monkeypatch,
+                                                            capsys):
+    whole = train.Trainer._batch
+    calls = []
+
+    def batch(self, rows, kind, rng):
+        calls.append(whole(self, rows, kind, rng))
+        if len(calls) == 2:
+            calls[-1]["value"][0, 0] = np.nan
+        return calls[-1]
+
+    monkeypatch.setattr(train.Trainer, "_batch", batch)
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    recipe = write_recipe(tmp_path / "recipe.json", stages=[stage(steps=3)])
+    assert run_train(demo_model.training_data, tmp_path / "model", recipe=recipe) == 0
+    assert "1 steps were refused" in capsys.readouterr().err
+    for name, values in read_all(tmp_path / "model/checkpoint.h5").items():
+        assert name == "fitted_type" or np.isfinite(values).all(), name
+    history = json.loads(train.read_arrays(tmp_path / "model/checkpoint.h5")[1]["history"])
+    assert np.isfinite(history[0]["likelihood_loss"])
