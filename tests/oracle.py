@@ -4,13 +4,15 @@
 library densities; it shares no code with what it is compared with.
 """
 
+import functools
+
 import numpy as np
 from scipy import stats
 from scipy.special import logsumexp
 
 import xp_utils
 from model import FluxModel, MixturePrior, NoiseModel, StellarModel
-from star_solver import StarData
+from star_solver import StarData, StarSolver
 
 N_WL = xp_utils.N_FLUX
 THETA_MEAN, THETA_SCALE = np.array([5.2, -0.3, 3.2]), np.array([0.7, 0.4, 1.1])
@@ -61,6 +63,12 @@ def make_prior():
 
 def make_model(seed=0):
     return StellarModel(make_flux_model(seed), make_noise_model(seed), make_prior())
+
+
+@functools.cache
+def shared_solver():
+    """One `StarSolver` of `make_model()` for all tests: compiling it takes seconds."""
+    return StarSolver(make_model(), batch_size=64)
 
 
 class Oracle:
