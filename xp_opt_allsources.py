@@ -80,12 +80,13 @@ def load_model(path):
         arrays = {name: reader.read(name) for name in reader.columns}
     try:
         return TrainedModel.from_arrays(arrays)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{path}: not a model of train.py ({error}); train it again") from error
 
 
-def check_wavelengths(reader, trained):
-    """ShardError where the input was made for other wavelengths than the model's."""
+def check_input(reader, trained):
+    """ShardError where the input was made for other wavelengths than the model's, or its fluxes
+    have another shape."""
     found = np.asarray(reader.attributes("flux").get("sample_wavelengths", ()))
     expected = trained.stellar.flux.sample_wavelengths.numpy()
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-6):
@@ -93,6 +94,11 @@ def check_wavelengths(reader, trained):
             f"{reader.path}: flux has {found.size} sample_wavelengths that are not the model's "
             f"{expected.size}; make the inputs and the model with the same version of the project"
         )
+    for name in ("flux", "flux_err"):
+        shape = reader.read(name, 0, 0).shape[1:]
+        if shape != expected.shape:
+            raise ShardError(f"{reader.path}: {name} has rows of shape {shape}, expected "
+                             f"{expected.shape}; make the file again (step 9, --overwrite)")
 
 
 def make_shard(fid, output, *, data_dir, model_file, solver, trained, argv):
@@ -103,7 +109,7 @@ def make_shard(fid, output, *, data_dir, model_file, solver, trained, argv):
     made_by = provenance(SCRIPT, argv, [source, model_file])
     counters = {"stars": 0} | {flag.name: 0 for flag in QualityFlag}
     with ShardReader(source, "gdr3_source_id") as reader:
-        check_wavelengths(reader, trained)
+        check_input(reader, trained)
         n_stars = reader.n_rows
         with ShardWriter(output, n_stars, "gdr3_source_id", made_by) as writer:
             create_datasets(writer, reader)
