@@ -55,7 +55,7 @@ def estimates(solution, model):
 def inverse_or_nan(matrices):
     """Inverses (N, k, k) float64 of symmetric matrices; NaN where not positive definite."""
     scale = np.sqrt(np.abs(np.einsum("nii->ni", matrices)))
-    scale = np.where(scale > 0, scale, 1.0)
+    scale = np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
     unit = matrices / (scale[:, :, None] * scale[:, None])
     good = np.isfinite(unit).all((1, 2))
     eigenvalues = np.linalg.eigvalsh(np.where(good[:, None, None], unit, np.eye(unit.shape[1])))
