@@ -48,12 +48,15 @@ class FluxModel(tf.Module):
         theta_mean (3,), theta_scale (3,): standardisation z = (theta - mean) / scale, theta in
             (kK, dex, dex).
         mean_ln_flux (n_wl,): ln flux at 1 kpc that the untrained network predicts.
+        basis (n_wl, n_wl): rows are the spectra that the network's outputs multiply; default: one
+            output a wavelength. A basis in which what is hard to tell (brightness, dust) stands
+            apart lets Adam find each direction at its own pace.
         hidden: units in each hidden layer (tanh); every layer is fed z again.
         n_layers: number of hidden layers.
         seed: of the initial weights.
     """
 
-    def __init__(self, sample_wavelengths, theta_mean, theta_scale, mean_ln_flux=None,
+    def __init__(self, sample_wavelengths, theta_mean, theta_scale, mean_ln_flux=None, basis=None,
                  hidden=64, n_layers=3, seed=0):
         super().__init__(name="flux_model")
         wavelengths = np.asarray(sample_wavelengths, "f8")
@@ -62,6 +65,7 @@ class FluxModel(tf.Module):
         self.sample_wavelengths = tf.constant(wavelengths, tf.float32)
         self.theta_mean = tf.constant(theta_mean, tf.float32)
         self.theta_scale = tf.constant(theta_scale, tf.float32)
+        self.basis = tf.constant(np.eye(n_wl) if basis is None else basis, tf.float32)
         rng = np.random.default_rng(seed)
 
         def weight(n_in, n_out, fan_in, name):
@@ -76,8 +80,9 @@ class FluxModel(tf.Module):
                 self.w_hidden.append(weight(hidden, hidden, fan_in, f"w_hidden_{layer}"))
             self.bias.append(tf.Variable(tf.zeros(hidden), name=f"bias_{layer}"))
         self.w_out = weight(hidden, n_wl, 100.0 * hidden, "w_out")
+        self.bias_out = tf.Variable(tf.zeros(n_wl), name="bias_out")
         start = np.zeros(n_wl) if mean_ln_flux is None else mean_ln_flux
-        self.bias_out = tf.Variable(start, dtype=tf.float32, name="bias_out")
+        self.mean_ln_flux = tf.constant(start, tf.float32)
 
         self.ln_ext_curve = tf.Variable(initial_ln_ext_curve(wavelengths), dtype=tf.float32,
                                         name="ln_ext_curve")
@@ -98,7 +103,10 @@ class FluxModel(tf.Module):
         h = tf.tanh(z @ self.w_theta[0] + self.bias[0])
         for layer in range(1, self.n_layers):
             h = tf.tanh(h @ self.w_hidden[layer - 1] + z @ self.w_theta[layer] + self.bias[layer])
-        return h @ self.w_out + self.bias_out
+        return h @ (self.w_out @ self.basis) + self._offset()
+
+    def _offset(self):
+        return self.mean_ln_flux + tf.linalg.matvec(self.basis, self.bias_out, transpose_a=True)
 
     def ln_flux_and_jacobian(self, z):
         """ln flux (B, n_wl) and d ln flux / dz (B, 3, n_wl).
@@ -117,9 +125,9 @@ class FluxModel(tf.Module):
             dh = (1.0 - h * h)[None] * (rows[1:] + w_theta[:, None, :])
         # One product for value and tangents, laid out as (B, 4, n_wl).
         stacked = tf.concat([h[:, None], tf.transpose(dh, (1, 0, 2))], 1)
-        rows = tf.reshape(tf.reshape(stacked, (4 * batch, self.hidden)) @ self.w_out,
-                          (batch, 4, self.w_out.shape[1]))
-        return rows[:, 0] + self.bias_out, rows[:, 1:]
+        rows = tf.reshape(stacked, (4 * batch, self.hidden)) @ (self.w_out @ self.basis)
+        rows = tf.reshape(rows, (batch, 4, self.w_out.shape[1]))
+        return rows[:, 0] + self._offset(), rows[:, 1:]
 
     def ext_curve(self, xi):
         """R(xi) (B, n_wl) for xi (B,), and d ln R / d xi (B, n_wl)."""
@@ -137,7 +145,8 @@ class FluxModel(tf.Module):
         """All that defines the model, as {name: array}; `from_arrays` restores it."""
         arrays = {v.name.split(":")[0]: v.numpy() for v in self.variables}
         arrays.update(sample_wavelengths=self.sample_wavelengths.numpy(),
-                      theta_mean=self.theta_mean.numpy(), theta_scale=self.theta_scale.numpy())
+                      theta_mean=self.theta_mean.numpy(), theta_scale=self.theta_scale.numpy(),
+                      basis=self.basis.numpy(), mean_ln_flux=self.mean_ln_flux.numpy())
         return arrays
 
     @classmethod
@@ -145,6 +154,7 @@ class FluxModel(tf.Module):
         """The model that `to_arrays` described. Raises KeyError where an array is missing."""
         n_layers = sum(name.startswith("w_theta_") for name in arrays)
         model = cls(arrays["sample_wavelengths"], arrays["theta_mean"], arrays["theta_scale"],
+                    arrays["mean_ln_flux"], arrays["basis"],
                     hidden=arrays["w_out"].shape[0], n_layers=n_layers)
         for variable in model.variables:
             variable.assign(arrays[variable.name.split(":")[0]])
