@@ -39,11 +39,15 @@ def make_flux_model(seed=0, hidden=12):
     rng = np.random.default_rng(seed)
     wavelengths = np.asarray(xp_utils.SAMPLE_WAVELENGTHS, "f8")
     x = np.log(wavelengths / 550.0)
-    model = FluxModel(wavelengths, THETA_MEAN, THETA_SCALE, 3.0 - x - x * x, hidden=hidden,
+    basis = stats.ortho_group.rvs(N_WL, random_state=seed)
+    model = FluxModel(wavelengths, THETA_MEAN, THETA_SCALE, 3.0 - x - x * x, basis, hidden=hidden,
                       seed=seed)
     randomise(model, rng, {"bias_0": 0.5, "bias_1": 0.3, "bias_2": 0.3})
     smooth = np.cos(np.arange(10)[:, None] * (2.0 * x + 1.0))            # (10, n_wl)
-    model.w_out.assign((rng.normal(0, 0.3, (hidden, 10)) @ smooth / np.sqrt(10)).astype("f4"))
+    spectra = rng.normal(0, 0.3, (hidden + 1, 10)) @ smooth / np.sqrt(10)
+    outputs = (spectra @ basis.T).astype("f4")                           # basis^-1 = basis^T
+    model.w_out.assign(outputs[:-1])
+    model.bias_out.assign(outputs[-1])
     model.ln_ext_curve_xi.assign((0.15 * np.cos(4 * x) - 0.1).astype("f4"))
     return model
 
@@ -90,7 +94,7 @@ class Oracle:
             weights = np.concatenate([a[f"w_hidden_{layer}"], a[f"w_theta_{layer}"]])
             h = np.tanh(np.concatenate([h, z]) @ weights + a[f"bias_{layer}"])
             layer += 1
-        return h @ a["w_out"] + a["bias_out"]
+        return a["mean_ln_flux"] + (h @ a["w_out"] + a["bias_out"]) @ a["basis"]
 
     def mu(self, u):
         """ln observed flux (n_wl,) at u = (z, xi, ln E, ln plx)."""

@@ -372,6 +372,19 @@ def test_rows_in_another_order_give_the_same_catalogue(table, solver, trained, i
         np.testing.assert_allclose(again[name], value[order], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_second_mode_is_less_probable_and_only_where_found(solver, trained):
+    data, _ = mock_stars(solver.model, 300, seed=12, rel_err=0.4, plx_snr=1.0)
+    found = infer({name: getattr(data, name) for name in catalogue.OBSERVED}, solver, trained)
+    best, second = solver.solve(data)
+    delta = found["second_delta_ln_post"]
+    with_second = np.isfinite(delta)
+    assert with_second.any()
+    assert (delta[with_second] <= 0).all()
+    np.testing.assert_allclose(delta[with_second], (best.phi - second.phi)[with_second], rtol=1e-4)
+    np.testing.assert_allclose(found["ln_post"], -best.phi, rtol=1e-5)
+    np.testing.assert_array_equal(np.isfinite(found["second_params_est"]).all(1), with_second)
+
+
 @pytest.mark.parametrize("rows", [[], BAD])
 def test_table_without_usable_stars_gives_their_rows(table, solver, trained, rows):
     found = infer({name: value[rows] for name, value in table.items()}, solver, trained)
@@ -411,6 +424,13 @@ def test_trained_model_restored_from_its_arrays_infers_the_same(table, solver, i
     first, second = (infer(table, solver, model) for model in (trained, restored))
     for name, value in first.items():
         np.testing.assert_array_equal(second[name], value, err_msg=name)
+    rows = np.arange(9, 60)
+    features = ln_flux_data(table["flux"], table["flux_err"]).features[rows]
+    expected = trained.confidences(confidence_features(
+        {name: value[rows] for name, value in first.items()}, features,
+        np.isfinite(table["plx"][rows])))
+    np.testing.assert_allclose(np.column_stack([first[name][rows] for name in CONFIDENCES]),
+                               expected, atol=1e-3)
     changed = (first["teff_confidence"] != inferred["teff_confidence"])
     assert changed[9:].all()
 

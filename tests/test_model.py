@@ -100,8 +100,9 @@ def numerical_slope(function, x, step=1e-5):
 @pytest.mark.parametrize(("n_layers", "hidden"), [(1, 7), (2, 5), (3, 16), (4, 6)])
 def test_network_and_its_jacobian_equal_the_equations_and_their_differences(n_layers, hidden):
     rng = np.random.default_rng(n_layers)
-    model = FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, hidden=hidden,
-                      n_layers=n_layers, seed=3)
+    mean, basis = rng.normal(size=N_WL), rng.normal(0, 0.2, (N_WL, N_WL))
+    model = FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, mean, basis, hidden,
+                      n_layers, seed=3)
     for variable in model.network_variables:
         variable.assign(variable + rng.normal(0, 0.3, variable.shape).astype("f4"))
     oracle = Oracle(StellarModel(model, make_model().noise, make_prior()))
@@ -379,12 +380,13 @@ def dense_chi2(residual, columns):
 
 @pytest.fixture(scope="module")
 def nuisances():
-    """Whitened residuals (B, n, m) and columns (B, k, m); one column is grey and 300 times the
-    noise, with residuals along it of some 240 sigma."""
+    """Whitened residuals (B, n, m) and columns (B, k, m). One column is grey and 300 times the
+    noise, with residuals along it of some 240 sigma; another, as of dust, is nearly parallel."""
     rng = np.random.default_rng(11)
     residual, columns = rng.normal(size=(4, 3, N_WL)), rng.normal(0, 0.7, (4, 6, N_WL))
     grey = 1 + 0.2 * rng.normal(size=(4, N_WL))
     columns[:, 1] = 300 * grey / np.linalg.norm(grey, axis=1)[:, None]
+    columns[:, 2] = columns[:, 1] / 3 + rng.normal(size=(4, N_WL))
     residual += rng.normal(0, 0.8, (4, 3, 1)) * columns[:, 1][:, None]
     return residual, columns
 
@@ -396,10 +398,10 @@ def test_marginal_chi2_equals_the_dense_one_in_float32_with_a_column_of_300_sigm
     for i in range(len(residual)):
         expected, expected_ln_det = dense_chi2(residual[i], columns[i])
         np.testing.assert_allclose(chi2[i], expected, rtol=1e-4)
-        np.testing.assert_allclose(ln_det[i], expected_ln_det, atol=1e-4)
+        np.testing.assert_allclose(ln_det[i], expected_ln_det, atol=1e-3)
         m_inverse = np.linalg.inv(np.eye(6) + columns[i] @ columns[i].T)
         np.testing.assert_allclose(inverse[i], m_inverse, atol=1e-5)
-        np.testing.assert_allclose(amplitude[i], residual[i] @ columns[i].T @ m_inverse, atol=1e-4)
+        np.testing.assert_allclose(amplitude[i], residual[i] @ columns[i].T @ m_inverse, atol=2e-5)
 
 
 @pytest.mark.parametrize("part", ["chi2", "ln_det", "amplitude"])
@@ -556,8 +558,10 @@ def test_model_restored_from_its_arrays_predicts_the_same(stellar, stars, noise_
 
 @pytest.mark.parametrize("kwargs", [{"hidden": 5, "n_layers": 1}, {"hidden": 9, "n_layers": 4}])
 def test_networks_of_other_sizes_are_restored(kwargs):
-    model = FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, seed=5, **kwargs)
-    z = np.random.default_rng(0).normal(size=(4, 3)).astype("f4")
+    rng = np.random.default_rng(0)
+    model = FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, rng.normal(size=N_WL),
+                      rng.normal(size=(N_WL, N_WL)), seed=5, **kwargs)
+    z = rng.normal(size=(4, 3)).astype("f4")
     np.testing.assert_array_equal(FluxModel.from_arrays(model.to_arrays()).ln_flux(z),
                                   model.ln_flux(z))
 
