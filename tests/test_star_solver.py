@@ -15,6 +15,7 @@ from oracle import (
 )
 from scipy import optimize
 
+import star_solver as star_solver_module
 import xp_utils
 from catalogue import estimates
 from star_solver import (
@@ -397,7 +398,8 @@ def test_star_without_dust_is_not_stuck(star_solver, oracle, model, dustless):
 
 
 def assert_covariance_is_inverse_curvature(solver, oracle, data, tolerance):
-    """Errors within a fraction of those of the oracle's finite differences, in physical units."""
+    """Errors within a fraction of those of the oracle's finite differences, in physical units. In
+    xi, three times as much: Gauss-Newton leaves out the bend of tanh."""
     u0 = solver.solve(data)[0].u
     found = refined(solver, data, u0)
     result = estimates(found, solver.model)
@@ -409,15 +411,22 @@ def assert_covariance_is_inverse_curvature(solver, oracle, data, tolerance):
         units = np.concatenate([THETA_SCALE, [1.0], np.exp(found.u[i, 4:].astype("f8"))])
         expected = np.linalg.inv(hessian) * np.outer(units, units)
         sigma = np.sqrt(np.diag(expected))
-        np.testing.assert_allclose(result.err[i, TO_U], sigma, rtol=tolerance)
+        err = result.err[i, TO_U]
+        assert (np.abs(err / sigma - 1) < tolerance * np.array([1, 1, 1, 3, 1, 1])).all()
         cov, icov = (x[i][np.ix_(TO_U, TO_U)] for x in (result.cov, result.icov))
-        np.testing.assert_allclose(cov / np.outer(sigma, sigma), expected / np.outer(sigma, sigma),
-                                   atol=2 * tolerance)
+        np.testing.assert_allclose(cov / np.outer(err, err), expected / np.outer(sigma, sigma),
+                                   atol=0.15)  # the correlations
         np.testing.assert_allclose(cov @ icov, np.eye(6), atol=1e-4)
 
 
 def test_covariance_is_the_inverse_curvature_of_the_oracle(star_solver, oracle, mocks):
-    assert_covariance_is_inverse_curvature(star_solver, oracle, mocks[0].take(slice(0, 12)), 0.15)
+    assert_covariance_is_inverse_curvature(star_solver, oracle, mocks[0].take(slice(0, 12)), 0.1)
+
+
+def test_covariance_with_a_precise_parallax_is_the_inverse_curvature_too(star_solver, oracle,
+                                                                         model):
+    data, _ = mock_stars(model, 6, seed=13, plx_snr=1000.0)
+    assert_covariance_is_inverse_curvature(star_solver, oracle, data, 0.1)
 
 
 def test_covariance_of_a_star_without_dust_is_the_inverse_curvature_too(star_solver, oracle,
@@ -498,11 +507,13 @@ def test_second_mode_is_the_best_of_another_family(star_solver):
     assert np.isnan(second.u[[0, 2, 3]]).all()
 
 
-def test_modes_of_noisy_stars_are_apart_and_in_order(star_solver, model):
+def test_modes_of_noisy_stars_are_apart_and_in_order(star_solver, model, monkeypatch):
+    for margin in ("START_MARGIN", "TRIAL_MARGIN"):  # so that there are second modes enough
+        monkeypatch.setattr(star_solver_module, margin, 1e3)
     data, _ = mock_stars(model, 300, seed=12, rel_err=0.4, plx_snr=1.0)
     best, second = star_solver.solve(data)
     both = np.isfinite(second.phi)
-    assert both.any()
+    assert both.sum() > 5
     assert (second.phi >= best.phi).all()
     theta, other = (physical(x.u[both])[:, :3] for x in (best, second))
     assert (family_of(theta) != family_of(other)).all()
