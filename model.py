@@ -306,9 +306,9 @@ class NoiseModel(tf.Module):
         rows = tf.concat([used[:, :n_xp], tf.ones_like(used[:, n_xp:])], 1)
         s = s * rows[:, :, None] * rows[:, None]
         ln_det = tf.reduce_sum((ln_diagonal - ln_s) * rows, 1)
-        for k in PHOTOMETRY:
-            s, ln_det = _project_out(s, ln_det, s[:, :, k], 1.0 - used[:, k])
-        return s * used[:, None], ln_det
+        axes, ln_norm = _missing_axes(s[:, :, n_xp:], 1.0 - used[:, n_xp:])
+        s -= tf.matmul(axes, tf.matmul(axes, s), transpose_a=True)
+        return s * used[:, None], ln_det - ln_norm
 
     def _project_all(self, s, ln_det, used):
         def project(k, s, ln_det):
@@ -317,6 +317,22 @@ class NoiseModel(tf.Module):
 
         _, s, ln_det = tf.while_loop(lambda k, *_: k < self.n_wl, project, (0, s, ln_det))
         return s * used[:, None], ln_det
+
+
+def _missing_axes(columns, missing):
+    """Orthonormal axes (B, k, n) of the whitened columns (B, n, k) of missing channels, zero where
+    missing (B, k) is 0, and ln of the volume (B,) that those columns span: Gram-Schmidt, so that
+    the whole matrix is projected at once."""
+    axes, ln_volume = [], 0.0
+    for k in range(columns.shape[2]):
+        column = columns[:, :, k]
+        for axis in axes:
+            column -= axis * tf.reduce_sum(axis * column, 1, keepdims=True)
+        norm2 = tf.reduce_sum(column * column, 1)
+        norm2 = tf.where(missing[:, k] > 0, tf.maximum(norm2, 1e-20), 1.0)
+        axes.append(column * (missing[:, k] * tf.math.rsqrt(norm2))[:, None])
+        ln_volume += 0.5 * tf.math.log(norm2)
+    return tf.stack(axes, 1), ln_volume
 
 
 def _project_out(s, ln_det, column, missing):
@@ -380,7 +396,8 @@ def marginal_chi2(residual, columns):
     k = columns.shape[1]
     u, r = tf.stop_gradient(columns), tf.stop_gradient(residual)
     gram = tf.matmul(u, u, transpose_b=True) + tf.eye(k)
-    factor = cholesky_small(tf.transpose(gram, (1, 2, 0))[..., None])
+    # Every pivot of 1 + U U^T is at least 1; in float32 one of nearly parallel columns may not be.
+    factor = cholesky_small(tf.transpose(gram, (1, 2, 0))[..., None], floor=1.0)
 
     def solve(b):                                                          # (B, n, k)
         return tf.transpose(solve_small(factor, tf.transpose(b, (2, 0, 1))), (1, 2, 0))

@@ -49,9 +49,10 @@ def quick():
 
     import star_solver
     import train
+    import training
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "WARM_UP_STEPS", 3)
+        patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(star_solver, "POOLED_ITERATIONS", 8)
         tf.config.run_functions_eagerly(True)

@@ -16,6 +16,7 @@ from demo_model import ALL_GROUPS, RECIPE, quick, run_python, run_train
 from helpers import assert_same_datasets, flip_bit, read_all, truncate
 
 import train
+import training
 import xp_utils
 from shards import ShardReader, ShardWriter, Status, output_state
 
@@ -52,7 +53,7 @@ def make_trainer(table, recipe=RECIPE):
     ids = table["gdr3_source_id"]
     training, _, _ = train.split_stars(ids, recipe)
     stars = train.star_data(table, training, labelled=True)
-    return train.Trainer(stars, xp_utils.SAMPLE_WAVELENGTHS, recipe)
+    return training.Trainer(stars, xp_utils.SAMPLE_WAVELENGTHS, recipe)
 
 
 def snapshot(trainer):
@@ -273,12 +274,13 @@ def test_compiled_step_is_the_eager_step(table):
 # --- interruptions --------------------------------------------------------------------------
 KILLED = """
 import train
-whole = train.Trainer._batch
+import training
+whole = training.Trainer._batch
 def batch(self, rows, kind, rng):
     if self.stage == 0 and self.epoch == 1:  # in the second epoch of the first stage
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(self, rows, kind, rng)
-train.Trainer._batch = batch
+training.Trainer._batch = batch
 with quick():
     train.main(sys.argv[1:])
 """
@@ -291,8 +293,8 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     killed = run_python(KILLED, "-i", data, "-o", tmp_path, "--recipe", recipe, "--threads", 1)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     places = [
-        (train.Trainer, "_fit_stars", 1),
-        (train.Trainer, "_batch", 4),      # in the second epoch of the last stage
+        (training.Trainer, "_fit_stars", 1),
+        (training.Trainer, "_batch", 4),      # in the second epoch of the last stage
         (train, "trained_model", 1),       # all is trained
     ]
     for where, name, call in places:
@@ -319,7 +321,7 @@ def epoch_of_fourth_batch(demo_model):
 
 
 def test_resuming_a_finished_training_returns_at_once(demo_model, monkeypatch, capsys):
-    monkeypatch.setattr(train, "Trainer", None)  # not even begun
+    monkeypatch.setattr(training, "Trainer", None)  # not even begun
     before = {path: path.stat().st_mtime_ns for path in demo_model.model.glob("*.h5")}
     status = run_train(demo_model.training_data, demo_model.model, "--resume",
                        recipe=demo_model.recipe)
@@ -568,7 +570,7 @@ def test_stage_without_stars_is_skipped_and_said(demo_model, tmp_path, monkeypat
 
 def test_step_without_a_finite_gradient_is_refused_and_said(demo_model, tmp_path, monkeypatch,
                                                             capsys):
-    whole = train.Trainer._batch
+    whole = training.Trainer._batch
     calls = []
 
     def batch(self, rows, kind, rng):
@@ -577,7 +579,7 @@ def test_step_without_a_finite_gradient_is_refused_and_said(demo_model, tmp_path
             calls[-1]["value"][0, 0] = np.nan
         return calls[-1]
 
-    monkeypatch.setattr(train.Trainer, "_batch", batch)
+    monkeypatch.setattr(training.Trainer, "_batch", batch)
     monkeypatch.setattr(train, "finish", lambda *args: None)
     recipe = write_recipe(tmp_path / "recipe.json", stages=[stage(steps=3)])
     assert run_train(demo_model.training_data, tmp_path / "model", recipe=recipe) == 0
