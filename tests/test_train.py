@@ -16,9 +16,9 @@ from demo_model import ALL_GROUPS, RECIPE, quick, run_python, run_train
 from helpers import assert_same_datasets, flip_bit, read_all, truncate
 
 import train
-import training
 import xp_utils
 from shards import ShardReader, ShardWriter, Status, output_state
+from training import Trainer
 
 RESULTS = ("model.h5", "validation.h5")
 
@@ -53,7 +53,7 @@ def make_trainer(table, recipe=RECIPE):
     ids = table["gdr3_source_id"]
     training, _, _ = train.split_stars(ids, recipe)
     stars = train.star_data(table, training, labelled=True)
-    return training.Trainer(stars, xp_utils.SAMPLE_WAVELENGTHS, recipe)
+    return Trainer(stars, xp_utils.SAMPLE_WAVELENGTHS, recipe)
 
 
 def snapshot(trainer):
@@ -293,8 +293,8 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     killed = run_python(KILLED, "-i", data, "-o", tmp_path, "--recipe", recipe, "--threads", 1)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     places = [
-        (training.Trainer, "_fit_stars", 1),
-        (training.Trainer, "_batch", 4),      # in the second epoch of the last stage
+        (Trainer, "_fit_stars", 1),
+        (Trainer, "_batch", 4),      # in the second epoch of the last stage
         (train, "trained_model", 1),       # all is trained
     ]
     for where, name, call in places:
@@ -321,7 +321,7 @@ def epoch_of_fourth_batch(demo_model):
 
 
 def test_resuming_a_finished_training_returns_at_once(demo_model, monkeypatch, capsys):
-    monkeypatch.setattr(training, "Trainer", None)  # not even begun
+    monkeypatch.setattr("training.Trainer", None)  # not even begun
     before = {path: path.stat().st_mtime_ns for path in demo_model.model.glob("*.h5")}
     status = run_train(demo_model.training_data, demo_model.model, "--resume",
                        recipe=demo_model.recipe)
@@ -570,7 +570,7 @@ def test_stage_without_stars_is_skipped_and_said(demo_model, tmp_path, monkeypat
 
 def test_step_without_a_finite_gradient_is_refused_and_said(demo_model, tmp_path, monkeypatch,
                                                             capsys):
-    whole = training.Trainer._batch
+    whole = Trainer._batch
     calls = []
 
     def batch(self, rows, kind, rng):
@@ -579,7 +579,7 @@ def test_step_without_a_finite_gradient_is_refused_and_said(demo_model, tmp_path
             calls[-1]["value"][0, 0] = np.nan
         return calls[-1]
 
-    monkeypatch.setattr(training.Trainer, "_batch", batch)
+    monkeypatch.setattr(Trainer, "_batch", batch)
     monkeypatch.setattr(train, "finish", lambda *args: None)
     recipe = write_recipe(tmp_path / "recipe.json", stages=[stage(steps=3)])
     assert run_train(demo_model.training_data, tmp_path / "model", recipe=recipe) == 0
