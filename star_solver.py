@@ -45,7 +45,8 @@ STEP_BOX = np.array([1, 1, 1, 1, 1.5, 1], "f4")
 START_DAMPING = 1e-4
 DAMPING_FLOOR = 1e-3       # relative damping of a coordinate without curvature
 CONVERGED_DECREASE = 1e-3  # of phi, predicted
-FIRST_ITERATIONS = 12      # then the few unfinished stars are pooled
+FIRST_ITERATIONS = 6       # then the unfinished stars are pooled,
+SECOND_ITERATIONS = 10     # and again, their noise evaluated anew
 POOLED_ITERATIONS = 60
 
 # Start search: templates are drawn from the prior, widened, and compared in ln flux.
@@ -55,9 +56,10 @@ TEMPLATE_MIN_NM = 442.0    # bluer, the flux of red stars is noise
 TEMPLATE_N_PCA = 12
 TEMPLATE_LN_FLUX_ERR = 0.04  # distance of a star to the nearest template, per channel
 MAX_STARTS = 4
-START_MARGIN = 25.0          # a family this much worse (in chi^2) than the best is tried as well
-TRIAL_ITERATIONS = 6         # then starts that are behind by more than TRIAL_MARGIN in phi end
+START_MARGIN = 12.0          # a family this much worse (in chi^2) than the best is tried as well
+TRIAL_ITERATIONS = 5         # then starts that are behind by more than TRIAL_MARGIN in phi end
 TRIAL_MARGIN = 8.0
+TRIAL_SAME_MODE = 0.2        # of z: starts closer than this to the star's best end as well
 SAME_MODE = 0.1              # of z: solutions closer than this are one mode
 FAMILY_LOGG = (2.55, 3.5, 4.15)   # bright giants | lower giants | subgiants | dwarfs
 FAMILY_GIANT_FEH = -1.0           # dex: metal-poor | metal-rich giants
@@ -304,19 +306,31 @@ class StarSolver:
     def solve(self, data):
         """Start search, descents from the starts worth it, and the best two modes found.
 
-        Every start gets a few iterations; those still close to a star's best are finished, with
-        the noise model evaluated anew where they are.
+        Every start gets a few iterations; those still close to a star's best, but not where it is,
+        are finished, with the noise model evaluated anew where they are.
         Returns (best, second): `Solution`s of N stars; the second is the best one of another
         family of stars, NaN (phi inf) where none was near.
         """
         starts, n_starts = self._starts.find(data, self.batch_size)        # (N, k, 6), (N,)
         star, rank = np.nonzero(np.arange(starts.shape[1]) < n_starts[:, None])
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)
-        lowest = np.full(len(data), np.inf, "f4")
-        np.fmin.at(lowest, star, trial.phi)
-        go_on = np.flatnonzero(~(trial.phi > lowest[star] + TRIAL_MARGIN))
+        go_on = self._worth_finishing(trial, star, len(data))
         trial.put(go_on, self.finish(data, trial.u[go_on], rows=star[go_on]))
         return self._modes(trial, star, len(data))
+
+    @staticmethod
+    def _worth_finishing(trial, star, n):
+        """Which of the descents `trial` of each of n stars to finish (an index array): the lowest,
+        and those not far above it, unless they are in its mode: those get phi = inf."""
+        order = np.lexsort((trial.phi, star))
+        stars, first = np.unique(star[order], return_index=True)
+        lowest = np.zeros(n, int)
+        lowest[stars] = order[first]
+        lowest = lowest[star]                                              # of each descent
+        away = np.abs(trial.u[:, Z] - trial.u[lowest, Z]).max(1)
+        is_lowest = lowest == np.arange(len(star))
+        trial.phi[(away < TRIAL_SAME_MODE) & ~is_lowest] = np.inf
+        return np.flatnonzero(is_lowest | (trial.phi <= trial.phi[lowest] + TRIAL_MARGIN))
 
     def _modes(self, trial, star, n):
         """The lowest of the solutions `trial` of each of n stars, and the lowest of another family.
@@ -331,7 +345,7 @@ class StarSolver:
         z, z_best = trial.u[:, Z], best.u[star, Z]
         other = (self._family(z) != self._family(z_best)) & (
             np.abs(z - z_best).max(1) > SAME_MODE)
-        order = order[other[order]]
+        order = order[(other & np.isfinite(trial.phi))[order]]
         stars, first = np.unique(star[order], return_index=True)
         second.put(stars, trial, order[first])
         return best, second
@@ -341,14 +355,15 @@ class StarSolver:
         return family_of(z * flux.theta_scale.numpy() + flux.theta_mean.numpy())
 
     def finish(self, data, u0, rows=None):
-        """Descent from u0 (M, 6) of the stars `rows` (M,), default all: first in full batches,
-        then those unfinished in a pool."""
+        """Descent from u0 (M, 6) of the stars `rows` (M,), default all: all of them first, then
+        those unfinished in a pool, twice. (In a batch, the slowest star holds up the others.)"""
         rows = np.arange(len(data)) if rows is None else rows
-        solution = self.minimise(data, u0, rows=rows)
-        left = np.flatnonzero(~solution.converged)
-        if len(left):
-            solution.put(left, self.minimise(data, solution.u[left], POOLED_ITERATIONS,
-                                             rows=rows[left]))
+        solution = self.minimise(data, u0, FIRST_ITERATIONS, rows=rows)
+        for iterations in (SECOND_ITERATIONS, POOLED_ITERATIONS):
+            left = np.flatnonzero(~solution.converged)
+            if len(left):
+                solution.put(left, self.minimise(data, solution.u[left], iterations,
+                                                 rows=rows[left]))
         return solution
 
 

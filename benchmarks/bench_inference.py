@@ -1,0 +1,161 @@
+"""Speed of the inference on one core, and how often it misses the best solution.
+
+    python benchmarks/bench_inference.py [--model FOLDER --training-data FILE]
+
+Times `catalogue.infer` (start search, trial and final descents, covariance, flags, confidences) on
+the validation stars of a trained model, which must exist (`make demo`). Rates are per second of CPU
+time, the median of several repetitions. Then solves some of the stars again from many starts:
+random stellar types of the widened prior, and steps away from the solution found. Both sides are
+polished alike, by further descents, each with the noise evaluated anew at its start, until their
+objectives can be compared. Counted are the stars whose own objective is more than 0.1 above the
+best; and those of them where the best is elsewhere, that is, in another mode. (The others are in
+the same mode, where the noise, which is held during a descent, still changed a little.) Takes about
+a minute for the demo's stars.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+
+import common  # sets one thread, before NumPy is loaded
+import numpy as np
+
+from shards import usage_exit
+
+WARM_UP_STARS = 600        # enough for each function to be compiled
+MISSED = 0.1               # of the objective
+NEAR = 5.0                 # solutions this far above the best are not worth polishing
+POLISH = 5                 # descents
+ELSEWHERE = 0.5            # sigma from the best: nearer, it is the same mode
+CHUNK_STARS = 8192         # as step 10
+PERTURBATION = (1.0, 0.5, 1.0, 1.0, 1.0, 0.3)  # of z (3), xi, ln E, ln plx
+RESTART_LN_E = (-4.0, 0.5)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    common.add_arguments(parser, out=False)
+    parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--stars", type=int, default=20_000,
+                        help="timed, validation stars repeated (%(default)s)")
+    parser.add_argument("--checked", type=int, default=1000, help="stars solved again (%(default)s)")
+    parser.add_argument("--restarts", type=int, default=24, help="of each (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def repeated(table, n):
+    """n rows of a table of columns, from its first on, again and again."""
+    rows = np.arange(n) % len(table["plx"])
+    return {name: column[rows] for name, column in table.items()}
+
+
+def timed(table, solver, trained, repeats):
+    """Median CPU seconds of `catalogue.infer` in all, and those of its parts."""
+    import catalogue
+
+    watch = common.Stopwatch()
+    watch.wrap(solver._starts, "find", "start search")
+    watch.wrap(solver, "finish", "final descents")
+    watch.wrap(solver, "minimise", "trial descents")
+    watch.wrap(catalogue, "estimates", "covariance")
+    watch.wrap(catalogue, "quality_flags", "flags, confidences")
+    n, totals, parts = len(table["plx"]), [], []
+    for _ in range(repeats):
+        watch.seconds = {}
+        start = time.process_time()
+        for k in range(0, n, CHUNK_STARS):
+            catalogue.infer({name: v[k:k + CHUNK_STARS] for name, v in table.items()}, solver,
+                            trained)
+        totals.append(time.process_time() - start)
+        parts.append(watch.seconds)
+    watch.unwrap()
+    return np.median(totals), {name: np.median([part[name] for part in parts])
+                               for name in parts[0]}
+
+
+def restarts(solver, u, n, rng):
+    """Starts (M, n, 6) for solutions u (M, 6): half of them types of the prior, half near u."""
+    from star_solver import LN_E, LOWER, TEMPLATE_WIDENING, UPPER, Z
+
+    out = u[:, None] + np.array(PERTURBATION) * rng.normal(size=(len(u), n, 6))
+    half = n // 2
+    z = solver.model.prior.sample(len(u) * half, rng, TEMPLATE_WIDENING)
+    out[:, :half] = u[:, None]
+    out[:, :half, Z] = z.reshape(len(u), half, 3)
+    out[:, :half, LN_E] = rng.uniform(*RESTART_LN_E, (len(u), half))
+    return np.clip(out, LOWER, UPPER).astype("f4")
+
+
+def polish(solver, data, u, rows):
+    """`Solution` of POLISH further descents in turn from u (M, 6), the noise evaluated anew for
+    each: it depends on where that is done, and so does the objective, until nothing moves."""
+    for _ in range(POLISH):
+        solution = solver.finish(data, u, rows=rows)
+        u = solution.u
+    return solution
+
+
+def best_of_restarts(data, solver, u, n_restarts, seed=0):
+    """The best `Solution` of each star: of those from u (N, 6), as it is polished, and of many
+    restarts; and the polished one."""
+    own = polish(solver, data, u, np.arange(len(data)))
+    starts = restarts(solver, u, n_restarts, np.random.default_rng(seed))
+    star = np.repeat(np.arange(len(data)), n_restarts)
+    ends = solver.finish(data, starts.reshape(-1, 6), rows=star)
+    lowest = own.phi.copy()
+    np.fmin.at(lowest, star, ends.phi)
+    near = np.flatnonzero(ends.phi < lowest[star] + NEAR)
+    star, ends = star[near], polish(solver, data, ends.u[near], star[near])
+    best = dataclasses.replace(own, **{k: v.copy() for k, v in vars(own).items()})
+    order = np.lexsort((ends.phi, star))
+    stars, first = np.unique(star[order], return_index=True)
+    lower = ends.phi[order[first]] < own.phi[stars]
+    best.put(stars[lower], ends, order[first[lower]])
+    return best, own
+
+
+def missed(best, own, model):
+    """How far the objective is above the best (N,), and by how many sigma (N,) of Teff, [Fe/H] or
+    log g, whichever is most, the solution is away from there."""
+    from catalogue import estimates
+
+    here, there = estimates(own, model), estimates(best, model)
+    away = np.abs(here.est - there.est)[:, :3] / here.err[:, :3]
+    return own.phi - best.phi, away.max(1)
+
+
+@usage_exit
+def main(argv=None):
+    args = parse_args(argv)
+    common.check_inputs(args)
+    trained, solver = common.load_solver(args)
+    from catalogue import OBSERVED, infer
+    from star_solver import StarData
+
+    table = common.validation_stars(args, OBSERVED)
+    infer(repeated(table, WARM_UP_STARS), solver, trained)
+    n = max(args.stars, 1)
+    total, parts = timed(repeated(table, n), solver, trained, args.repeats)
+    print(f"inference of {n} stars ({len(table['plx'])} validation stars, repeated), one core")
+    print(f"  catalogue.infer                 {n / total:10.0f} stars/s")
+    parts["the rest"] = total - sum(parts.values())
+    for name, seconds in parts.items():
+        print(f"    {name:22s} {seconds / total:8.1%} {1e6 * seconds / n:9.1f} us a star")
+
+    rows = np.random.default_rng(0).permutation(len(table["plx"]))[:args.checked]
+    data = StarData(*(table[name][rows] for name in OBSERVED))
+    found, _ = solver.solve(data)
+    best, own = best_of_restarts(data, solver, found.u, args.restarts)
+    excess, away = missed(best, own, solver.model)
+    print(f"solutions of {len(rows)} stars against the best of {args.restarts} restarts each")
+    for limit in (MISSED, 1.0):
+        above = excess > limit
+        print(f"  objective more than {limit:.1f} above: {above.mean():6.2%}, of these elsewhere "
+              f"(> {ELSEWHERE} sigma): {np.mean(above & ~(away < ELSEWHERE)):6.2%} of all")
+    print(f"  not converged:                  {1 - found.converged.mean():6.2%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

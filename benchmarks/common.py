@@ -1,0 +1,114 @@
+"""What the benchmarks of a trained model share. Import it before NumPy: it sets one thread."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_variable] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from shards import ShardReader, UsageError, join_rows, write_text  # noqa: E402
+
+DEFAULT_MODEL = ROOT / "demo/run/model"
+DEFAULT_TRAINING_DATA = ROOT / "demo/run/training_data.h5"
+DEFAULT_OUT = ROOT / "benchmarks/out"
+
+
+def add_arguments(parser, out=True):
+    """--model, --training-data and --out."""
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER",
+                        help="output folder of train.py (default: demo/run/model)")
+    parser.add_argument("--training-data", type=Path, default=DEFAULT_TRAINING_DATA,
+                        metavar="FILE", help="what it was trained on (default: "
+                        "demo/run/training_data.h5)")
+    if out:
+        parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER",
+                            help="for figures and JSON (default: benchmarks/out)")
+
+
+def check_inputs(args):
+    """UsageError where the model or its training data is absent; makes the folder --out."""
+    for path in (args.model / "model.h5", args.training_data):
+        if not path.exists():
+            raise UsageError(f"{path}: absent; run `make demo` first, or give --model FOLDER "
+                             "--training-data FILE")
+    if hasattr(args, "out"):
+        args.out.mkdir(parents=True, exist_ok=True)
+
+
+def load_solver(args):
+    """(`catalogue.TrainedModel`, `StarSolver`), on one thread."""
+    from model import set_threads
+    from star_solver import StarSolver
+    from xp_opt_allsources import load_model
+
+    set_threads(1)
+    trained = load_model(args.model / "model.h5")
+    return trained, StarSolver(trained.stellar)
+
+
+def validation_rows(args, ids):
+    """Rows (N,) in the training data, whose source ids are given, of the validation stars."""
+    held_out = np.loadtxt(args.model / "validation_ids.txt", dtype=np.int64, ndmin=1)
+    rows = join_rows(held_out, ids)
+    if (rows < 0).any():
+        raise UsageError(f"{args.training_data}: {np.sum(rows < 0)} validation stars of "
+                         f"{args.model} are not in it: give the file that it was trained on")
+    return rows
+
+
+def read_table(path, names, rows):
+    """Columns of an HDF5 file of ours, of some rows (order kept)."""
+    with ShardReader(path) as reader:
+        return {name: reader.read(name)[rows] for name in names}
+
+
+def validation_stars(args, names):
+    """Columns of the validation stars from the training data, {name: (N, ...)}."""
+    with ShardReader(args.training_data, "gdr3_source_id") as reader:
+        rows = validation_rows(args, reader.source_id())
+    return read_table(args.training_data, names, rows)
+
+
+def write_json(path, values):
+    write_text(path, json.dumps(values, indent=1, default=float) + "\n")
+    print(f"{os.path.relpath(path)}")
+
+
+class Stopwatch:
+    """CPU seconds of this process spent in named parts: on a machine with other work, wall time
+    would measure that too. A call within a counted call is counted with the outer one."""
+
+    def __init__(self):
+        self.seconds, self._inside, self._wrapped = {}, False, []
+
+    def wrap(self, owner, name, part):
+        """Have calls of owner.name counted under `part`."""
+        function = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            if self._inside:
+                return function(*args, **kwargs)
+            self._inside, start = True, time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = time.process_time() - start
+                self.seconds[part] = self.seconds.get(part, 0.0) + spent
+                self._inside = False
+
+        setattr(owner, name, timed)
+        self._wrapped.append((owner, name, function))
+
+    def unwrap(self):
+        """Put the original functions back."""
+        while self._wrapped:
+            setattr(*self._wrapped.pop())
