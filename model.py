@@ -247,6 +247,7 @@ class NoiseModel(tf.Module):
         super().__init__(name="noise_model")
         rng = np.random.default_rng([seed, 1])
         self.n_wl, self.n_out = n_wl, n_wl * (n_wl + 1) // 2
+        self.is_diagonal = np.equal(*np.triu_indices(n_wl))                # of each entry of W
         self.feature_mean = tf.constant(feature_mean, tf.float32)
         self.feature_scale = tf.constant(feature_scale, tf.float32)
 
@@ -276,17 +277,9 @@ class NoiseModel(tf.Module):
 
     def _triangle(self, outputs):
         """W (B, n_wl, n_wl) and the logarithms of its diagonal (B, n_wl)."""
-        zeros = tf.zeros_like(outputs[:, :self.n_wl])
-        pieces, diagonal, start = [], [], 0
-        for row in range(self.n_wl):
-            ln_diagonal = LN_DIAGONAL_LIMIT * tf.tanh(outputs[:, start:start + 1]
-                                                      / LN_DIAGONAL_LIMIT)
-            stop = start + self.n_wl - row
-            pieces += [zeros[:, :row], tf.exp(ln_diagonal), outputs[:, start + 1:stop]]
-            diagonal.append(ln_diagonal)
-            start = stop
-        w = tf.reshape(tf.concat(pieces, 1), (-1, self.n_wl, self.n_wl))
-        return w, tf.concat(diagonal, 1)
+        bounded = tf.exp(LN_DIAGONAL_LIMIT * tf.tanh(outputs / LN_DIAGONAL_LIMIT))
+        w = upper_triangle(tf.where(self.is_diagonal, bounded, outputs), self.n_wl)
+        return w, tf.math.log(tf.linalg.diag_part(w))
 
     def whitening(self, z, ext, rel_err, used, features, general=False):
         """S (B, n_wl, n_wl) with S^T S the precision of the used channels, and ln |det S| (B,).
@@ -317,6 +310,26 @@ class NoiseModel(tf.Module):
 
         _, s, ln_det = tf.while_loop(lambda k, *_: k < self.n_wl, project, (0, s, ln_det))
         return s * used[:, None], ln_det
+
+
+def upper_triangle(entries, n):
+    """Matrices (B, n, n), upper triangular, from entries (B, n (n + 1) / 2), rows one after
+    another. The gradient is written out: that of so many slices would be summed slice by slice."""
+
+    @tf.custom_gradient
+    def fill(entries):
+        zeros = tf.zeros_like(entries[:, :n])
+        pieces, start = [], 0
+        for row in range(n):
+            pieces += [zeros[:, :row], entries[:, start:start + n - row]]
+            start += n - row
+
+        def gradient(upstream):
+            return tf.concat([upstream[:, row, row:] for row in range(n)], 1)
+
+        return tf.reshape(tf.concat(pieces, 1), (-1, n, n)), gradient
+
+    return fill(entries)
 
 
 def _missing_axes(columns, missing):

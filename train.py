@@ -62,7 +62,7 @@ RECIPE_KEYS = {"seed", "validation_fraction", "calibration_fraction", "hidden", 
                "rare_type_weight_cap", "stages"}
 FRACTIONS = {"validation_fraction", "calibration_fraction", "hide_parallax", "hide_photometry",
              "hide_bp"}
-SIZES = {"hidden", "noise_hidden", "prior_components", "steps", "batch_size"}
+SIZES = {"hidden", "noise_hidden", "prior_components", "steps", "max_epochs", "batch_size"}
 INTEGERS = SIZES | {"seed"}
 GROUPS = ("network", "extinction", "extinction_xi", "noise")   # of variables
 SELECTIONS = {"max_teff_err", "max_feh_err", "max_logg_err", "min_plx_snr", "min_ext"}
@@ -123,8 +123,8 @@ def check_stage(stage):
         raise ValueError(f"a stage of kind {kind!r}; known: {', '.join(sorted(STAGE_KEYS))}")
     where = f"stage {stage.get('name')}"
     gradient = STAGE_KEYS[kind] is _GRADIENT_KEYS
-    _check_keys(where, stage, STAGE_KEYS[kind], {"select"} if gradient else ())
-    for name in sorted(STAGE_KEYS[kind] - {"name", "kind", "train"}):
+    _check_keys(where, stage, STAGE_KEYS[kind], {"select", "max_epochs"} if gradient else ())
+    for name in sorted(set(stage) - {"name", "kind", "train", "select"}):
         _check_number(where, stage, name, least=1 if name in SIZES else 0)
     if gradient:
         unknown = set(stage["train"]) - set(GROUPS)

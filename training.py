@@ -271,7 +271,8 @@ class Trainer:
             return rows, 0, 0, 0
         size = min(stage["batch_size"], len(rows))
         batches = len(rows) // size
-        return rows, size, batches, max(1, round(stage["steps"] / batches))
+        epochs = min(round(stage["steps"] / batches), stage.get("max_epochs", stage["steps"]))
+        return rows, size, batches, max(1, epochs)
 
     def run_epoch(self):
         """One epoch of the current stage (or all of a stage that fits stars); True at its end."""
