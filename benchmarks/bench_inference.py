@@ -39,7 +39,7 @@ def parse_args(argv=None):
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--stars", type=int, default=20_000,
                         help="timed, validation stars repeated (%(default)s)")
-    parser.add_argument("--checked", type=int, default=1000, help="stars solved again (%(default)s)")
+    parser.add_argument("--checked", type=int, default=1000, help="solved again (%(default)s)")
     parser.add_argument("--restarts", type=int, default=24, help="of each (%(default)s)")
     return parser.parse_args(argv)
 

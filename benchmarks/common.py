@@ -34,12 +34,17 @@ def add_arguments(parser, out=True):
                             help="for figures and JSON (default: benchmarks/out)")
 
 
+def require(path):
+    """UsageError where a file of `make demo` is absent."""
+    if not path.exists():
+        raise UsageError(f"{path}: absent; run `make demo` first, or give --model FOLDER "
+                         "--training-data FILE")
+
+
 def check_inputs(args):
     """UsageError where the model or its training data is absent; makes the folder --out."""
-    for path in (args.model / "model.h5", args.training_data):
-        if not path.exists():
-            raise UsageError(f"{path}: absent; run `make demo` first, or give --model FOLDER "
-                             "--training-data FILE")
+    require(args.model / "model.h5")
+    require(args.training_data)
     if hasattr(args, "out"):
         args.out.mkdir(parents=True, exist_ok=True)
 
@@ -59,10 +64,15 @@ def validation_rows(args, ids):
     """Rows (N,) in the training data, whose source ids are given, of the validation stars."""
     held_out = np.loadtxt(args.model / "validation_ids.txt", dtype=np.int64, ndmin=1)
     rows = join_rows(held_out, ids)
+    require_all(rows, args)
+    return rows
+
+
+def require_all(rows, args):
+    """UsageError where some validation stars have no row (-1) in the training data."""
     if (rows < 0).any():
         raise UsageError(f"{args.training_data}: {np.sum(rows < 0)} validation stars of "
                          f"{args.model} are not in it: give the file that it was trained on")
-    return rows
 
 
 def read_table(path, names, rows):

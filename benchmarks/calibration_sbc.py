@@ -1,0 +1,291 @@
+"""Simulation-based calibration: are the posteriors of simulated stars as wide as they should be?
+
+    python benchmarks/calibration_sbc.py [--model FOLDER --training-data FILE] [--stars 4000]
+
+Draws stars as the model believes they are and infers them as any other star (`catalogue.infer`):
+
+- type theta from the mixture prior; xi from N(0, 1); E uniform in 0..1.5, since its prior is flat;
+- reported relative errors, missing bands and brightness of a validation star each, the parallax
+  following from the brightness (its prior in ln parallax is flat);
+- ln fluxes from the forward model plus a draw of the noise model, evaluated at the true star:
+  multivariate Student-t, as the likelihood has it;
+- the observed parallax such that, with an error of 20% of it, its likelihood holds; or none.
+
+If model and inference agree, the rank of each true value in its posterior (a Gaussian of the
+catalogue's estimate and error) is uniform, and the 68% and 95% intervals hold 68% and 95% of the
+truths. Also done with the noise held at its value at the true star during inference, which a real
+star does not permit: the difference is what is lost by evaluating the noise at the solution. And
+with ranks among Metropolis samples of the posterior in the place of the Gaussian, for some of the
+stars: the difference is what is lost by the Gaussian. Writes sbc.json and figures to --out. Takes
+about three minutes.
+"""
+
+import argparse
+import sys
+
+import common  # sets one thread, before NumPy is loaded
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from shards import usage_exit
+
+MAX_EXT = 1.5
+PLX_ERROR = 0.2
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.68, 0.8, 0.9, 0.95, 0.99)
+TARGET = {0.68: (0.66, 0.70), 0.95: (0.94, 0.96)}
+PARAMETERS = ("Teff", "[Fe/H]", "log g", "E")
+GIANT_LOGG = 3.5
+LOW_EXT = 0.1
+BATCH = 500
+PROPOSAL_SIZES = (0.5, 0.9, 1.4)   # of the curvature's sigma
+THIN = 10
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    common.add_arguments(parser)
+    parser.add_argument("--stars", type=int, default=4000, help="of each kind (%(default)s)")
+    parser.add_argument("--sampled", type=int, default=512,
+                        help="stars whose posterior is sampled (%(default)s)")
+    parser.add_argument("--steps", type=int, default=6000, help="of a chain (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+# --------------------------------------------------------------------------- stars of the model
+
+
+def parallax_ratio(n, rng):
+    """True over observed parallax (n,), for an error of PLX_ERROR times the observed one and a
+    prior flat in ln parallax: density exp(-(1 - t)^2 / 2 PLX_ERROR^2) / t, by rejection."""
+    out = np.empty(0)
+    while len(out) < n:
+        t = 1 + PLX_ERROR * rng.normal(size=4 * n)
+        t = t[t > PLX_ERROR]
+        out = np.concatenate([out, t[rng.random(len(t)) < PLX_ERROR / t]])
+    return out[:n]
+
+
+def ln_flux_noise(noise, z, ext, rel_err, features, rng):
+    """Draws of the noise of ln flux (N, 66) at the true stars."""
+    from model import STUDENT_NU
+
+    out = np.empty_like(rel_err)
+    for k in range(0, len(z), BATCH):
+        rows = slice(k, k + BATCH)
+        whitening, _ = noise.whitening(z[rows], ext[rows], rel_err[rows],
+                                       np.ones_like(rel_err[rows]), features[rows])
+        gauss = rng.normal(size=(len(z[rows]), rel_err.shape[1], 1))
+        draws = np.linalg.solve(whitening.numpy().astype("f8"), gauss)[..., 0]
+        scale = np.sqrt(STUDENT_NU / rng.chisquare(STUDENT_NU, len(draws)))
+        out[rows] = draws * scale[:, None]
+    return out
+
+
+def simulate(model, hosts, n, with_parallax, rng):
+    """(table of `catalogue.OBSERVED`, true u (n, 6)) of simulated stars.
+
+    hosts: flux and flux_err of real stars, which lend errors, missing bands and brightness.
+    """
+    from model import MIN_FLUX_SIGMAS, ln_flux_data
+    from star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Z
+
+    rows = rng.integers(len(hosts["flux"]), size=n)
+    host = ln_flux_data(hosts["flux"][rows], hosts["flux_err"][rows])
+    u = np.zeros((n, 6), "f4")
+    u[:, Z] = np.clip(model.prior.sample(n, rng), LOWER[Z], UPPER[Z])
+    u[:, XI] = rng.normal(size=n)
+    ext = rng.uniform(0, MAX_EXT, n).astype("f4")
+    u[:, LN_E] = np.log(ext)
+    mean = model.flux.ln_flux(u[:, Z]) - ext[:, None] * model.flux.ext_curve(u[:, XI])[0]
+    mean = mean.numpy()
+    # ln parallax such that the brightness is the host's, so that the noise is what it says.
+    apparent = ln_flux_data(np.exp(mean), np.where(host.used > 0, 0.01, np.inf) * np.exp(mean))
+    u[:, LN_PLX] = 0.5 * (host.features[:, 0] - apparent.features[:, 0])
+    y = mean + 2 * u[:, LN_PLX, None]
+    y = y + ln_flux_noise(model.noise, u[:, Z], ext, host.rel_err, host.features, rng)
+    rel_err = np.minimum(host.rel_err, 1 / MIN_FLUX_SIGMAS)
+    table = {"flux": np.where(host.used > 0, np.exp(y), 0.0),
+             "flux_err": np.where(host.used > 0, rel_err * np.exp(y), np.inf),
+             "plx": np.full(n, np.nan), "plx_err": np.full(n, np.nan)}
+    if with_parallax:
+        table["plx"] = np.exp(u[:, LN_PLX]) / parallax_ratio(n, rng)
+        table["plx_err"] = PLX_ERROR * table["plx"]
+    return {name: value.astype("f4") for name, value in table.items()}, u
+
+
+def physical(u, flux_model):
+    """(Teff, [Fe/H], log g, E) (..., 4) of u (..., 6)."""
+    from star_solver import LN_E, Z
+
+    theta = u[..., Z] * flux_model.theta_scale.numpy() + flux_model.theta_mean.numpy()
+    return np.concatenate([theta, np.exp(u[..., LN_E])[..., None]], -1)
+
+
+# ------------------------------------------------------------------------------ other posteriors
+
+
+def held_noise_solver(solver):
+    """A `StarSolver` that evaluates the noise at `held` (z, E) (N, 3), (N,), not at the star."""
+    from star_solver import StarSolver
+
+    class HeldNoise:
+        def __init__(self, noise, at):
+            self.noise, self.at = noise, at
+
+        def whitening(self, z, ext, *args):
+            return self.noise.whitening(*self.at, *args)
+
+    class HeldNoiseSolver(StarSolver):
+        held = None
+
+        def batch(self, data, rows):
+            import tensorflow as tf
+
+            padded = np.concatenate([rows, np.full(self.batch_size - len(rows), rows[0])])
+            at = {f"held_{k}": tf.constant(v[padded], tf.float32)
+                  for k, v in enumerate(self.held)}
+            return super().batch(data, rows) | at
+
+        def _minimise(self, u, data, iterations, general):
+            real = self.model
+            noise = HeldNoise(real.noise, (data["held_0"], data["held_1"]))
+            self.model = type(real)(real.flux, noise, real.prior)
+            try:
+                return super()._minimise(u, data, iterations, general)
+            finally:
+                self.model = real
+
+    return HeldNoiseSolver(solver.model)
+
+
+def sampled_ranks(data, solver, solution, truth, n_steps, rng):
+    """Ranks (N, 4) of the truths (N, 4) among Metropolis samples of the posterior, NaN for a star
+    without proper curvature; and the samples' standard deviation (N, 4).
+
+    The noise is evaluated at each sample, as `StarSolver.objective` does. ln parallax is at its
+    best for each sample rather than marginalised, which is the same for a Gaussian.
+    """
+    from catalogue import inverse_or_nan
+    from star_solver import LN_PLX, LOWER, UPPER
+
+    free = [k for k in range(6) if k != LN_PLX]
+    cov = inverse_or_nan(solution.hessian.astype("f8"))[:, free][:, :, free]
+    good = np.isfinite(cov).all((1, 2))
+    axes = np.zeros_like(cov)
+    axes[good] = np.linalg.cholesky(cov[good])
+    u = np.where(np.isfinite(solution.u), solution.u, 0.0)
+    phi, samples = solver.objective(data, u), []
+    for step in range(n_steps):
+        trial = u.copy()
+        size = rng.choice(PROPOSAL_SIZES)
+        trial[:, free] += size * np.einsum("nij,nj->ni", axes, rng.normal(size=(len(u), len(free))))
+        inside = ((trial >= LOWER) & (trial <= UPPER))[:, free].all(1)
+        new = solver.objective(data, np.clip(trial, LOWER, UPPER))
+        accept = inside & (np.log(rng.random(len(u))) < phi - new)
+        u[accept], phi[accept] = trial[accept], new[accept]
+        if step >= n_steps // 10 and step % THIN == 0:
+            samples.append(physical(u.astype("f8"), solver.model.flux))
+    samples = np.array(samples)                                            # (steps, N, 4)
+    ranks = (samples < truth).mean(0)
+    ranks[~good] = np.nan
+    return ranks, samples.std(0)
+
+
+# ------------------------------------------------------------------------------------- the score
+
+
+def gaussian_ranks(columns, truth):
+    """Ranks (N, 4) of the truths in Gaussians of the catalogue's estimates and errors."""
+    est, err = (columns[f"stellar_params_{name}"][:, :4] for name in ("est", "err"))
+    return ndtr((truth - est) / err)
+
+
+def covered(ranks, levels):
+    """Fraction (k, 4) of ranks (N, 4) within the central intervals of levels (k,)."""
+    ranks = ranks[np.isfinite(ranks).all(1)]
+    return np.array([np.mean(np.abs(ranks - 0.5) <= 0.5 * level, 0) for level in levels])
+
+
+def summary(ranks, columns):
+    """{group: {parameter: ...}}: coverage, mean rank, and the factors by which errors would have to
+    grow for 68% and 95% to be inside. Groups are by estimate: by truth, ranks are not uniform."""
+    est = columns["stellar_params_est"][:len(ranks)]
+    groups = {"all": np.ones(len(est), bool), "giants": est[:, 2] < GIANT_LOGG,
+              "dwarfs": est[:, 2] >= GIANT_LOGG, f"E < {LOW_EXT}": est[:, 3] < LOW_EXT}
+    out = {}
+    for group, rows in groups.items():
+        chosen = ranks[rows & np.isfinite(ranks).all(1)]
+        inside = covered(chosen, TARGET)
+        pull = np.abs(ndtri(np.clip(chosen, 1e-6, 1 - 1e-6)))
+        factor = [np.quantile(pull, level, 0) / ndtri(0.5 + 0.5 * level) for level in TARGET]
+        out[group] = {"n": len(chosen)} | {
+            name: {"inside 68%": inside[0, k], "inside 95%": inside[1, k],
+                   "mean rank": chosen[:, k].mean(),
+                   "factor 68%": factor[0][k], "factor 95%": factor[1][k]}
+            for k, name in enumerate(PARAMETERS)}
+    return out
+
+
+def print_summary(title, scores):
+    print(f"\n{title}")
+    print("stars            n  parameter  inside 68%  inside 95%  mean rank  errors times")
+    for group, values in scores.items():
+        for name in PARAMETERS:
+            one = values[name]
+            good = all(a <= one[f"inside {level:.0%}"] <= b for level, (a, b) in TARGET.items())
+            print(f"{group:12s} {values['n']:5d}  {name:9s} {one['inside 68%']:11.1%} "
+                  f"{one['inside 95%']:11.1%} {one['mean rank']:10.3f} {one['factor 68%']:7.2f} "
+                  f"{one['factor 95%']:5.2f}{'' if good else '  outside the target'}", flush=True)
+
+
+def run(kind, with_parallax, args, solver, trained, hosts):
+    """Simulate, infer, print and draw one kind of stars; returns its scores for the JSON."""
+    import figures
+    from catalogue import infer
+    from star_solver import StarData
+
+    rng = np.random.default_rng([args.seed, with_parallax])
+    table, u = simulate(solver.model, hosts, args.stars, with_parallax, rng)
+    truth = physical(u.astype("f8"), solver.model.flux)
+    columns = infer(table, solver, trained)
+    ranks = gaussian_ranks(columns, truth)
+    scores = {"catalogue": summary(ranks, columns)}
+    print_summary(f"{kind}: the catalogue's estimates and errors", scores["catalogue"])
+    figures.coverage(args.out / f"sbc_{kind.replace(' ', '_').replace('%', '')}.png",
+                     ranks[:, :3], np.array(LEVELS), covered(ranks, LEVELS)[:, :3],
+                     title=f"Simulated stars, {kind}")
+
+    held = held_noise_solver(solver)
+    held.held = (u[:, :3], truth[:, 3].astype("f4"))
+    held_columns = infer(table, held, trained)
+    scores["noise held at the truth"] = summary(gaussian_ranks(held_columns, truth), held_columns)
+    print_summary(f"{kind}: the same, the noise held at the truth",
+                  scores["noise held at the truth"])
+
+    data = StarData(*table.values()).take(slice(0, args.sampled))
+    best, _ = solver.solve(data)
+    few, spread = sampled_ranks(data, solver, best, truth[:args.sampled], args.steps, rng)
+    scores["sampled"] = summary(few, columns)
+    print_summary(f"{kind}: the posterior sampled, {args.steps} steps", scores["sampled"])
+    ratio = np.nanmedian(spread / columns["stellar_params_err"][:len(few), :4], 0)
+    scores["sampled width over error"] = dict(zip(PARAMETERS, ratio.tolist(), strict=True))
+    print("width of the samples over the catalogue's error, median: "
+          + ", ".join(f"{name} {x:.2f}" for name, x in zip(PARAMETERS, ratio, strict=True)))
+    return scores
+
+
+@usage_exit
+def main(argv=None):
+    args = parse_args(argv)
+    common.check_inputs(args)
+    trained, solver = common.load_solver(args)
+    hosts = common.validation_stars(args, ("flux", "flux_err"))
+    scores = {kind: run(kind, with_parallax, args, solver, trained, hosts)
+              for kind, with_parallax in (("20% parallax", True), ("no parallax", False))}
+    common.write_json(args.out / "sbc.json", scores)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

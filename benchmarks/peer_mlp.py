@@ -1,0 +1,141 @@
+"""Accuracy beside a discriminative peer that is trained on the same stars in the same run.
+
+    python benchmarks/peer_mlp.py [--model FOLDER --training-data FILE] [--epochs 250]
+
+The peer is a multilayer perceptron (scikit-learn, three hidden layers of 128, 128, 64) from ln
+fluxes relative to the brightness (the mean ln flux of RP), 2MASS colours and, where there is a
+parallax, the absolute magnitude in Ks, to Teff, [Fe/H] and log g. It sees the stars that the model
+was trained on, with and without their parallax, a network each, and gives no errors, no extinction
+and no distance. Both are scored on the validation stars, which neither saw: robust scatter (1.4826
+MAD) of estimate - label. The model's own estimates without parallax are those of `catalogue.infer`
+with the parallaxes hidden. Writes peer.json to --out. Takes about 7 minutes for 15,000 stars.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+
+import common  # sets one thread, before NumPy is loaded
+import numpy as np
+
+from shards import ShardReader, usage_exit
+
+HIDDEN = (128, 128, 64)
+BATCH = 256
+FIRST_RATE, LAST_RATE = 2e-3, 2e-5
+PENALTY = 1e-5             # L2
+N_RATES = 25               # steps in which the learning rate falls
+KS = 63                    # its place among the 66 fluxes
+LABELS = ("Teff", "[Fe/H]", "log g")
+UNITS = np.array([1e3, 1.0, 1.0])
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    common.add_arguments(parser)
+    parser.add_argument("--epochs", type=int, default=250, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def read_stars(args):
+    """(table of the training data, rows that the model was trained on, validation rows)."""
+    from train import read_training_data, split_stars
+
+    ids, table, _ = read_training_data(args.training_data)
+    with ShardReader(args.model / "model.h5") as reader:
+        recipe = json.loads(reader.attrs["recipe"])
+    training, _, _ = split_stars(ids, recipe)
+    return table, training, common.validation_rows(args, ids)
+
+
+def inputs(table, with_parallax):
+    """What the network sees (N, 65 or 66): ln fluxes less the brightness, without W1 and W2; the
+    brightness; and ln of the flux in Ks at 1 kpc."""
+    from model import ln_flux_data
+
+    observed = ln_flux_data(table["flux"], table["flux_err"])
+    bright = observed.features[:, :1]
+    relative = np.where(observed.used > 0, observed.value - bright, 0.0)[:, :KS + 1]
+    columns = [relative, bright]
+    if with_parallax:
+        plx = np.maximum(table["plx"], 0.01 * table["plx_err"])
+        columns.append((observed.value[:, KS] - 2 * np.log(plx))[:, None])
+    return np.concatenate(columns, 1).astype("f8")
+
+
+def train_peer(x, label, epochs, seed):
+    """A function (N, p) -> labels (N, 3), trained on x and label."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPRegressor
+
+    mean, scale = x.mean(0), x.std(0) + 1e-6
+    centre, width = label.mean(0), label.std(0)
+    stages = min(N_RATES, epochs)
+    network = MLPRegressor(hidden_layer_sizes=HIDDEN, batch_size=min(BATCH, len(x)), alpha=PENALTY, warm_start=True,
+                           random_state=seed, n_iter_no_change=10**6, tol=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for k in range(stages):
+            fall = 0.5 * (1 + np.cos(np.pi * k / max(stages - 1, 1)))
+            network.set_params(learning_rate_init=LAST_RATE + (FIRST_RATE - LAST_RATE) * fall,
+                               max_iter=epochs * (k + 1) // stages - epochs * k // stages)
+            network.fit((x - mean) / scale, (label - centre) / width)
+    return lambda new: network.predict((new - mean) / scale) * width + centre
+
+
+def own_estimates(args, table, held_out):
+    """The model's own (N, 3) of the validation stars: with parallaxes, and with them hidden."""
+    from catalogue import OBSERVED, infer
+
+    trained, solver = common.load_solver(args)
+    seen = {name: table[name][held_out] for name in OBSERVED}
+    hidden = seen | {name: np.full_like(seen[name], np.nan) for name in ("plx", "plx_err")}
+    return [infer(one, solver, trained)["stellar_params_est"][:, :3] for one in (seen, hidden)]
+
+
+def score(est, label):
+    """{group: {label: (offset, robust scatter)}}, Teff in K; stars without estimate left out."""
+    from catalogue import GIANT_LOGG, robust_width
+
+    giant, finite = label[:, 2] < GIANT_LOGG, np.isfinite(est).all(1)
+    out = {"finite": int(finite.sum())}
+    for group, rows in (("all", finite), ("giants", finite & giant), ("dwarfs", finite & ~giant)):
+        off = (est - label)[rows] * UNITS
+        out[group] = {name: {"offset": float(np.median(off[:, k])),
+                             "scatter": robust_width(off[:, k])}
+                      for k, name in enumerate(LABELS)} if rows.any() else {}
+    return out
+
+
+@usage_exit
+def main(argv=None):
+    args = parse_args(argv)
+    common.check_inputs(args)
+    table, training, held_out = read_stars(args)
+    label = table["stellar_type"].astype("f8")
+    own = own_estimates(args, table, held_out)
+    result = {"training_stars": len(training), "validation_stars": len(held_out), "scores": {}}
+    print(f"{len(training)} training, {len(held_out)} validation stars; robust scatter\n"
+          "                          Teff (K)   [Fe/H]    log g  |  giants: K, dex, dex    |  "
+          "dwarfs")
+    for k, with_parallax in enumerate((True, False)):
+        words = "20% parallax" if with_parallax else "no parallax"
+        x, start = inputs(table, with_parallax), time.process_time()
+        peer = train_peer(x[training], label[training], args.epochs, args.seed)
+        result[f"seconds, {words}"] = time.process_time() - start
+        for name, est in (("this model", own[k]), ("MLP peer", peer(x[held_out]))):
+            one = score(est, label[held_out])
+            result["scores"][f"{name}, {words}"] = one
+            cells = "  | ".join("{:7.1f} {:7.3f} {:7.3f}".format(
+                *(one[g][n]["scatter"] for n in LABELS)) if one[g] else "-" for g in
+                ("all", "giants", "dwarfs"))
+            print(f"{name}, {words:13s}   {cells}", flush=True)
+    common.write_json(args.out / "peer.json", result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
