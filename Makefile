@@ -3,7 +3,9 @@
 # make test-tap    the tests with a real TAP server, which they INSTALL on this machine (Debian
 #              bookworm, as root, about 3 minutes; skipped elsewhere): for CI and containers
 # make lint    style checks
-# make bench   speed and accuracy figures
+# make bench   speed and memory, per core (some need the model of make demo)
+# make calibration   are the errors true? simulated and real stars, a discriminative peer; figures
+#              in benchmarks/out/ (needs the model of make demo; about 10 minutes)
 # make clean   remove .venv, caches and demo/run/
 # Each target first makes .venv and installs into it what it needs; PYTHON picks the interpreter.
 
@@ -11,10 +13,13 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
+# Runs scripts one after another, also after one failed; fails if any did.
+RUN_ALL = failed=0; for script in $(1); do echo "== $$script"; $(PY) $$script || failed=1; done; \
+          exit $$failed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-tap lint bench clean
+.PHONY: demo test test-tap lint bench calibration clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/run.stamp
@@ -30,7 +35,10 @@ lint: $(VENV)/dev.stamp
 	@$(PY) -m ruff check --quiet .
 
 bench: $(VENV)/dev.stamp
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script; done
+	@$(call RUN_ALL, benchmarks/bench_*.py)
+
+calibration: $(VENV)/dev.stamp
+	@$(call RUN_ALL, benchmarks/calibration_*.py benchmarks/peer_mlp.py)
 
 clean:
 	@rm -rf $(VENV) demo/run .pytest_cache .ruff_cache .hypothesis
