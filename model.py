@@ -247,7 +247,6 @@ class NoiseModel(tf.Module):
         super().__init__(name="noise_model")
         rng = np.random.default_rng([seed, 1])
         self.n_wl, self.n_out = n_wl, n_wl * (n_wl + 1) // 2
-        self.is_diagonal = np.equal(*np.triu_indices(n_wl))                # of each entry of W
         self.feature_mean = tf.constant(feature_mean, tf.float32)
         self.feature_scale = tf.constant(feature_scale, tf.float32)
 
@@ -277,9 +276,9 @@ class NoiseModel(tf.Module):
 
     def _triangle(self, outputs):
         """W (B, n_wl, n_wl) and the logarithms of its diagonal (B, n_wl)."""
-        bounded = tf.exp(LN_DIAGONAL_LIMIT * tf.tanh(outputs / LN_DIAGONAL_LIMIT))
-        w = upper_triangle(tf.where(self.is_diagonal, bounded, outputs), self.n_wl)
-        return w, tf.math.log(tf.linalg.diag_part(w))
+        w = upper_triangle(outputs, self.n_wl)
+        ln_diagonal = LN_DIAGONAL_LIMIT * tf.tanh(tf.linalg.diag_part(w) / LN_DIAGONAL_LIMIT)
+        return tf.linalg.set_diag(w, tf.exp(ln_diagonal)), ln_diagonal
 
     def whitening(self, z, ext, rel_err, used, features, general=False):
         """S (B, n_wl, n_wl) with S^T S the precision of the used channels, and ln |det S| (B,).
