@@ -36,7 +36,7 @@ def steps(run_dir, stars):
     data, training, model = f"{run_dir}/data", f"{run_dir}/training_data.h5", f"{run_dir}/model"
     labels = f"{data}/training_params.h5"
     compile_data = ["compile_training_data.py", "--data-dir", data, "--stellar-params", labels]
-    train = ["train.py", "-i", training, "-o", model]
+    train = ["train.py", "-i", training, "-o", model, "--recipe", "demo/recipe.json"]
     tiles = f"{data}/{TILE_FOLDER}"
     # The demo's own reddening, from A_K, is better than this map and stays the one in use.
     bh = ["query_reddening_gaia.py", "--data-dir", data, "--maps", "bh"]
