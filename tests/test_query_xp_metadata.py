@@ -436,9 +436,11 @@ def test_connections_have_a_time_limit(scheme):
 def start_run(data_dir, stub, *options):
     command = [sys.executable, ROOT / "query_xp_metadata.py", "--data-dir", data_dir]
     command += ["--tap-url", stub.url, *FAST, *options]
+    # A suite started in the background has SIGINT ignored, and its children inherit that.
     return subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def wait_for(condition, seconds=60):
