@@ -228,12 +228,12 @@ class StarSolver:
 
     # ---------------------------------------------------------------- the minimiser, in TensorFlow
 
-    def _minimise(self, u, data, iterations, general):
+    def _minimise(self, u, noise_at, data, iterations, general):
         """Levenberg-Marquardt from u (6, B), at most `iterations` trial steps, with the noise as
-        it is at the start."""
+        it is at noise_at (6, B)."""
         whitening, ln_det = self.model.noise.whitening(
-            tf.transpose(u[Z]), tf.exp(u[LN_E]), data["rel_err"], data["used"], data["features"],
-            general)
+            tf.transpose(noise_at[Z]), tf.exp(noise_at[LN_E]), data["rel_err"], data["used"],
+            data["features"], general)
         u, phi, grad, hess, chi2 = self._evaluate(u, data, whitening, ln_det)
         damping = tf.fill(tf.shape(phi), START_DAMPING)
         done = tf.zeros_like(phi, tf.bool)
@@ -262,9 +262,8 @@ class StarSolver:
     # ---------------------------------------------------------------- stars in, solutions out
 
     def batch(self, data, rows):
-        """TensorFlow tensors of the stars `rows`, padded to `batch_size` with the first of them."""
-        rows = np.concatenate([rows, np.full(self.batch_size - len(rows), rows[0])])
-        take = data.take(rows)
+        """TensorFlow tensors of the stars `rows`, padded to `batch_size` with the last of them."""
+        take = data.take(rows[np.minimum(np.arange(self.batch_size), len(rows) - 1)])
         observed = ln_flux_data(take.flux, take.flux_err)
         out = dict(vars(observed))
         out["plx"], out["plx_ivar"] = gaussian_prior(take.plx, take.plx_err)
@@ -276,26 +275,28 @@ class StarSolver:
             out["ext"], out["ext_ivar"] = gaussian_prior(take.ext, take.ext_err)
         return {name: tf.constant(value, tf.float32) for name, value in out.items()}
 
-    def minimise(self, data, u0, iterations=FIRST_ITERATIONS, rows=None):
+    def minimise(self, data, u0, iterations=FIRST_ITERATIONS, rows=None, noise_at=None):
         """At most `iterations` steps from the starts u0 (M, 6) of the stars `rows` (M,), default
-        all. Returns a `Solution` of M rows."""
+        all, with the noise as it is at noise_at (M, 6), default the starts. Returns a `Solution` of
+        M rows."""
         rows = np.arange(len(data)) if rows is None else rows
+        noise_at = u0 if noise_at is None else noise_at
         solution = Solution.empty(len(rows))
         fast = projectable(used_fluxes(data.flux[rows], data.flux_err[rows]))
         for general in (False, True):
             chosen = np.flatnonzero(fast != general)
             for start in range(0, len(chosen), self.batch_size):
                 part = chosen[start:start + self.batch_size]
-                solution.put(part, self._minimise_batch(data, rows[part], u0[part], iterations,
-                                                        general))
+                solution.put(part, self._minimise_batch(data, rows[part], u0[part],
+                                                        noise_at[part], iterations, general))
         return solution
 
-    def _minimise_batch(self, data, rows, u0, iterations, general):
+    def _minimise_batch(self, data, rows, u0, noise_at, iterations, general):
         m = len(rows)
-        u = np.repeat(u0[:1], self.batch_size, 0)
-        u[:m] = u0
-        out = self._minimise_tf(tf.constant(u.T, tf.float32), self.batch(data, rows),
-                                tf.constant(iterations), general)
+        pad = np.minimum(np.arange(self.batch_size), m - 1)
+        u0, noise_at = (tf.constant(u[pad].T, tf.float32) for u in (u0, noise_at))
+        out = self._minimise_tf(u0, noise_at, self.batch(data, rows), tf.constant(iterations),
+                                general)
         u, phi, hessian, chi2, done = (x.numpy() for x in out)
         return Solution(u.T[:m], phi[:m], hessian.transpose(2, 0, 1)[:m], chi2[:m], done[:m])
 

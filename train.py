@@ -61,12 +61,13 @@ RECIPE_KEYS = {"seed", "validation_fraction", "calibration_fraction", "hidden", 
                "prior_components", "hide_parallax", "hide_photometry", "hide_bp",
                "rare_type_weight_cap", "stages"}
 FRACTIONS = {"validation_fraction", "calibration_fraction", "hide_parallax", "hide_photometry",
-             "hide_bp"}
+             "hide_bp", "average"}
 SIZES = {"hidden", "noise_hidden", "prior_components", "steps", "max_epochs", "batch_size"}
 INTEGERS = SIZES | {"seed"}
 GROUPS = ("network", "extinction", "extinction_xi", "noise")   # of variables
 SELECTIONS = {"max_teff_err", "max_feh_err", "max_logg_err", "min_plx_snr", "min_ext"}
 _GRADIENT_KEYS = {"name", "kind", "steps", "batch_size", "learning_rate", "train"}
+_OPTIONAL_KEYS = {"select", "max_epochs", "weight_decay", "average"}
 STAGE_KEYS = {"likelihood": _GRADIENT_KEYS, "posterior": _GRADIENT_KEYS,
               "stars": {"name", "kind", "reject_sigma", "reject_chi2_factor"}}
 
@@ -123,9 +124,10 @@ def check_stage(stage):
         raise ValueError(f"a stage of kind {kind!r}; known: {', '.join(sorted(STAGE_KEYS))}")
     where = f"stage {stage.get('name')}"
     gradient = STAGE_KEYS[kind] is _GRADIENT_KEYS
-    _check_keys(where, stage, STAGE_KEYS[kind], {"select", "max_epochs"} if gradient else ())
+    _check_keys(where, stage, STAGE_KEYS[kind], _OPTIONAL_KEYS if gradient else ())
     for name in sorted(set(stage) - {"name", "kind", "train", "select"}):
-        _check_number(where, stage, name, least=1 if name in SIZES else 0)
+        _check_number(where, stage, name, least=1 if name in SIZES else 0,
+                      most=1 if name in FRACTIONS else np.inf)
     if gradient:
         unknown = set(stage["train"]) - set(GROUPS)
         if unknown or not stage["train"]:

@@ -88,8 +88,9 @@ def spectrum_basis(intrinsic, curve):
 class Trainer:
     """The state of a training and what advances it.
 
-    model: `StellarModel`; moments: of Adam, two a variable; stage, epoch: what comes next;
-    rejected (N,) bool: outliers; history: one dict an epoch.
+    model: `StellarModel`; moments: of Adam, two a variable; averages: running means of the
+    variables; stage, epoch: what comes next; rejected (N,) bool: outliers; history: one dict an
+    epoch.
     """
 
     def __init__(self, stars, wavelengths, recipe):
@@ -102,6 +103,7 @@ class Trainer:
                        "extinction_xi": [flux.ln_ext_curve_xi], "noise": list(noise.variables)}
         self.variables = [v for group in self.groups.values() for v in group]
         self.moments = [[tf.Variable(tf.zeros_like(v)) for _ in range(2)] for v in self.variables]
+        self.averages = [tf.Variable(v) for v in self.variables]
         self.stage, self.epoch, self.history = 0, 0, []
         self.rejected = np.zeros(len(stars), bool)
         self.fitted_type = np.full((len(stars), 3), np.nan, "f4")     # by the "stars" stage
@@ -189,14 +191,17 @@ class Trainer:
         return tf.where(loss < LOSS_LINEAR_UNTIL, loss,
                         LOSS_LINEAR_UNTIL * (1.0 + tf.math.log(excess)))
 
-    def _make_step(self, kind, trained):
-        """A compiled step of Adam on the variable groups `trained`."""
+    def _make_step(self, stage):
+        """A compiled step of a stage: Adam on its variable groups, its matrices drawn towards 0
+        (Loshchilov & Hutter 2019, ICLR), and the running mean of both."""
+        kind = stage["kind"]
         chosen = [k for k, v in enumerate(self.variables)
-                  if any(v is w for group in trained for w in self.groups[group])]
+                  if any(v is w for group in stage["train"] for w in self.groups[group])]
         variables = [self.variables[k] for k in chosen]
+        decay = [stage.get("weight_decay", 0.0) * (len(v.shape) == 2) for v in variables]
         b1, b2 = ADAM_BETA
 
-        def step(batch, number, learning_rate):
+        def step(batch, number, learning_rate, averaged):
             with tf.GradientTape() as tape:
                 likelihood = tf.reduce_mean(batch["weight"] * self.likelihood_loss(batch))
                 posterior = (tf.reduce_mean(self.posterior_loss(batch))
@@ -206,13 +211,16 @@ class Trainer:
             gradients, norm = tf.clip_by_global_norm(gradients, GRADIENT_CLIP)
             sane = tf.math.is_finite(norm)
             rate = tf.where(sane, learning_rate, 0.0)
-            for k, variable, gradient in zip(chosen, variables, gradients, strict=True):
+            for k, variable, gradient, pull in zip(chosen, variables, gradients, decay,
+                                                   strict=True):
                 m1, m2 = self.moments[k]
                 gradient = tf.where(sane, gradient, 0.0)
                 m1.assign(b1 * m1 + (1 - b1) * gradient)
                 m2.assign(b2 * m2 + (1 - b2) * gradient * gradient)
                 scale = tf.sqrt(m2 / (1 - b2**number)) + ADAM_EPSILON
-                variable.assign_sub(rate * m1 / (1 - b1**number) / scale)
+                variable.assign_sub(rate * (m1 / (1 - b1**number) / scale + pull * variable))
+                average = self.averages[k]
+                average.assign_add((variable - average) / averaged)
             return likelihood, posterior, tf.cast(sane, tf.float32)
 
         return tf.function(step, jit_compile=True)
@@ -286,14 +294,15 @@ class Trainer:
                                  "skipped": "too few stars"})
             return self._next_stage()
         if self.stage not in self._steps:
-            self._steps = {self.stage: self._make_step(stage["kind"], stage["train"])}
+            self._steps = {self.stage: self._make_step(stage)}
         rng = np.random.default_rng([self.recipe["seed"], self.stage, self.epoch])
         order, losses = rng.permutation(rows), []
         for k in range(batches):
             number = self.epoch * batches + k + 1
-            rate = _learning_rate(stage["learning_rate"], number, epochs * batches)
+            rate, averaged = _pace(stage, number, epochs * batches)
             batch = self._batch(order[k * size:(k + 1) * size], stage["kind"], rng)
-            losses.append(self._steps[self.stage](batch, np.float32(number), np.float32(rate)))
+            losses.append(self._steps[self.stage](
+                batch, *(np.float32(x) for x in (number, rate, averaged))))
         losses = np.array([[float(x) for x in loss] for loss in losses])
         sane = losses[:, 2] > 0                    # steps that were not refused
         likelihood, posterior = losses[sane, :2].mean(0) if sane.any() else (np.nan, np.nan)
@@ -307,7 +316,10 @@ class Trainer:
         return self._next_stage() if self.epoch >= epochs else False
 
     def _next_stage(self):
-        """Begin the next stage with Adam's moments at zero."""
+        """End the stage with the mean of its weights (in most stages that of the last step alone),
+        and begin the next with Adam's moments at zero."""
+        for variable, average in zip(self.variables, self.averages, strict=True):
+            variable.assign(average)
         self.stage, self.epoch = self.stage + 1, 0
         for moments in self.moments:
             for moment in moments:
@@ -341,7 +353,8 @@ class Trainer:
         """Everything that the next epoch depends on, as {name: array}."""
         arrays = self.model.to_arrays() | {"rejected": self.rejected.astype("u1"),
                                             "fitted_type": self.fitted_type}
-        for k, moments in enumerate(self.moments):
+        for k, (moments, average) in enumerate(zip(self.moments, self.averages, strict=True)):
+            arrays[f"average_{k}"] = average.numpy()
             for order, moment in enumerate(moments):
                 arrays[f"moment{order}_{k}"] = moment.numpy()
         return arrays
@@ -351,7 +364,8 @@ class Trainer:
         for module in (self.model.flux, self.model.noise):
             for variable in module.variables:
                 variable.assign(arrays[variable.name.split(":")[0]])
-        for k, moments in enumerate(self.moments):
+        for k, (moments, average) in enumerate(zip(self.moments, self.averages, strict=True)):
+            average.assign(arrays[f"average_{k}"])
             for order, moment in enumerate(moments):
                 moment.assign(arrays[f"moment{order}_{k}"])
         self.rejected = arrays["rejected"].astype(bool)
@@ -367,7 +381,15 @@ def _ln_normal_cdf(x):
     return tf.math.log(0.5 * tf.math.erfc(-bent / np.sqrt(2.0))) - tail
 
 
-def _learning_rate(first, number, total):
-    """Falls as a cosine to a thousandth of the first rate, after a linear warm-up."""
-    cosine = 0.5 * (1 + np.cos(np.pi * number / total))
-    return first * (1e-3 + (1 - 1e-3) * cosine) * min(1.0, number / WARM_UP_STEPS)
+def _pace(stage, number, total):
+    """The learning rate of step `number` (from 1) of `total`, and over how many steps the weights
+    are averaged so far.
+
+    The rate rises over WARM_UP_STEPS. A stage with `average`, the fraction of its steps that the
+    mean of its weights reaches back, keeps it: the mean does without the noise of large steps, and
+    does not come to know single stars. In others the rate falls as a cosine to a thousandth.
+    """
+    rate = stage["learning_rate"] * min(1.0, number / WARM_UP_STEPS)
+    if stage.get("average"):
+        return rate, min(number, max(1.0, stage["average"] * total))
+    return rate * (1e-3 + (1 - 1e-3) * 0.5 * (1 + np.cos(np.pi * number / total))), 1.0

@@ -5,16 +5,20 @@
 Times `catalogue.infer` (start search, trial and final descents, covariance, flags, confidences) on
 the validation stars of a trained model, which must exist (`make demo`). Rates are per second of CPU
 time, the median of several repetitions. Then solves some of the stars again from many starts:
-random stellar types of the widened prior, and steps away from the solution found. Both sides are
-polished alike, by further descents, each with the noise evaluated anew at its start, until their
-objectives can be compared. Counted are the stars whose own objective is more than 0.1 above the
-best; and those of them where the best is elsewhere, that is, in another mode. (The others are in
-the same mode, where the noise, which is held during a descent, still changed a little.) Takes about
-a minute for the demo's stars.
+random stellar types of the widened prior, and steps away from the solution found. The objective
+depends on where the noise is evaluated, so each restart descends twice:
+
+- with the noise held where the star's own solution is: one objective, on which any lower end is a
+  miss;
+- with the noise evaluated at its own start and, in further descents, at its own end, as
+  `StarSolver.solve` does; an end that is elsewhere (more than 0.5 sigma away) and lower is a miss
+  too: a better mode with a noise of its own. Ends of the same mode differ only in where their noise
+  was evaluated; how often that alone makes more than 0.1 is printed for itself.
+
+Takes about two minutes for the demo's stars.
 """
 
 import argparse
-import dataclasses
 import sys
 import time
 
@@ -89,40 +93,43 @@ def restarts(solver, u, n, rng):
 
 def polish(solver, data, u, rows):
     """`Solution` of POLISH further descents in turn from u (M, 6), the noise evaluated anew for
-    each: it depends on where that is done, and so does the objective, until nothing moves."""
+    each, until nothing moves."""
     for _ in range(POLISH):
         solution = solver.finish(data, u, rows=rows)
         u = solution.u
     return solution
 
 
-def best_of_restarts(data, solver, u, n_restarts, seed=0):
-    """The best `Solution` of each star: of those from u (N, 6), as it is polished, and of many
-    restarts; and the polished one."""
-    own = polish(solver, data, u, np.arange(len(data)))
-    starts = restarts(solver, u, n_restarts, np.random.default_rng(seed))
-    star = np.repeat(np.arange(len(data)), n_restarts)
-    ends = solver.finish(data, starts.reshape(-1, 6), rows=star)
-    lowest = own.phi.copy()
-    np.fmin.at(lowest, star, ends.phi)
-    near = np.flatnonzero(ends.phi < lowest[star] + NEAR)
-    star, ends = star[near], polish(solver, data, ends.u[near], star[near])
-    best = dataclasses.replace(own, **{k: v.copy() for k, v in vars(own).items()})
-    order = np.lexsort((ends.phi, star))
-    stars, first = np.unique(star[order], return_index=True)
-    lower = ends.phi[order[first]] < own.phi[stars]
-    best.put(stars[lower], ends, order[first[lower]])
-    return best, own
+def lowest(phi, star, n):
+    """The least phi (M,) of each of n stars, star (M,) being whose it is; inf where none is."""
+    out = np.full(n, np.inf)
+    np.fmin.at(out, star, phi)
+    return out
 
 
-def missed(best, own, model):
-    """How far the objective is above the best (N,), and by how many sigma (N,) of Teff, [Fe/H] or
-    log g, whichever is most, the solution is away from there."""
+def excess(data, solver, u, n_restarts, seed=0):
+    """How far the objective of the solutions u (N, 6) is above the best of many restarts.
+
+    Returns three arrays (N,): above the best with the noise held at u; above the best of those that
+    ended elsewhere, each with a noise of its own; and of those that ended in the same mode.
+    """
     from catalogue import estimates
+    from star_solver import POOLED_ITERATIONS
 
-    here, there = estimates(own, model), estimates(best, model)
-    away = np.abs(here.est - there.est)[:, :3] / here.err[:, :3]
-    return own.phi - best.phi, away.max(1)
+    n = len(data)
+    own = solver.minimise(data, u, POOLED_ITERATIONS)
+    star = np.repeat(np.arange(n), n_restarts)
+    starts = restarts(solver, u, n_restarts, np.random.default_rng(seed)).reshape(-1, 6)
+    held = solver.minimise(data, starts, POOLED_ITERATIONS, star, noise_at=u[star])
+    ends = solver.finish(data, starts, rows=star)
+    near = np.flatnonzero(ends.phi < lowest(ends.phi, star, n)[star] + NEAR)
+    ends, star_of_end = polish(solver, data, ends.u[near], star[near]), star[near]
+    here, there = estimates(own, solver.model), estimates(ends, solver.model)
+    away = np.abs(here.est[star_of_end] - there.est)[:, :3] / here.err[star_of_end, :3]
+    same = away.max(1) < ELSEWHERE
+    best = (lowest(held.phi, star, n), lowest(ends.phi[~same], star_of_end[~same], n),
+            lowest(ends.phi[same], star_of_end[same], n))
+    return [own.phi - phi for phi in best]
 
 
 @usage_exit
@@ -146,13 +153,13 @@ def main(argv=None):
     rows = np.random.default_rng(0).permutation(len(table["plx"]))[:args.checked]
     data = StarData(*(table[name][rows] for name in OBSERVED))
     found, _ = solver.solve(data)
-    best, own = best_of_restarts(data, solver, found.u, args.restarts)
-    excess, away = missed(best, own, solver.model)
+    held, elsewhere, same = excess(data, solver, found.u, args.restarts)
     print(f"solutions of {len(rows)} stars against the best of {args.restarts} restarts each")
     for limit in (MISSED, 1.0):
-        above = excess > limit
-        print(f"  objective more than {limit:.1f} above: {above.mean():6.2%}, of these elsewhere "
-              f"(> {ELSEWHERE} sigma): {np.mean(above & ~(away < ELSEWHERE)):6.2%} of all")
+        missed = (held > limit) | (elsewhere > limit)
+        print(f"  objective more than {limit:.1f} above: {missed.mean():6.2%} (with the same noise "
+              f"{np.mean(held > limit):.2%}, in another mode {np.mean(elsewhere > limit):.2%}; by "
+              f"the noise alone {np.mean(same > limit):.2%})")
     print(f"  not converged:                  {1 - found.converged.mean():6.2%}")
     return 0
 

@@ -261,14 +261,50 @@ def test_stage_trains_every_variable_of_its_groups_and_no_other(table, kind, tra
 def test_compiled_step_is_the_eager_step(table):
     trainers = [make_trainer(table, RECIPE | {"stages": [stage()]}) for _ in range(2)]
     batch = trainers[0]._batch(np.arange(64), "likelihood", np.random.default_rng(0))
-    number, rate = np.float32(1), np.float32(1e-3)
+    pace = np.float32(1), np.float32(1e-3), np.float32(1)
     with quick():
-        eager = trainers[0]._make_step("likelihood", ALL_GROUPS)(batch, number, rate)
-    compiled = trainers[1]._make_step("likelihood", ALL_GROUPS)(batch, number, rate)
+        eager = trainers[0]._make_step(stage(train=ALL_GROUPS))(batch, *pace)
+    compiled = trainers[1]._make_step(stage(train=ALL_GROUPS))(batch, *pace)
     np.testing.assert_allclose([float(x) for x in compiled], [float(x) for x in eager], rtol=1e-4)
     for one, other in zip(*(trainer.moments for trainer in trainers), strict=True):
         scale = np.abs(one[0].numpy()).max()
         np.testing.assert_allclose(other[0].numpy(), one[0].numpy(), atol=2e-3 * scale)
+
+
+def test_stage_ends_with_the_mean_of_its_weights(table, monkeypatch):
+    one = stage(steps=8, batch_size=10**4, train=["extinction"], select={}, average=0.5)
+    trainer, weights = make_trainer(table, RECIPE | {"stages": [one]}), []
+    variable = trainer.model.flux.ln_ext_curve
+    end = trainer._next_stage
+    monkeypatch.setattr(trainer, "_next_stage", lambda: weights.append(variable.numpy()) or end())
+    with quick():
+        while trainer.stage == 0:
+            if trainer.epoch:
+                weights.append(variable.numpy())
+            trainer.run_epoch()
+    assert len(weights) == 8
+    mean = 0.0
+    for number, value in enumerate(weights, 1):
+        mean = mean + (value - mean) / min(number, 4)
+    np.testing.assert_allclose(variable.numpy(), mean, atol=1e-6)
+    assert np.abs(mean - weights[-1]).max() > 1e-3
+    rates = [entry["learning_rate"] / one["learning_rate"] for entry in trainer.history]
+    np.testing.assert_allclose(rates, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1])
+
+
+def test_weight_decay_shrinks_matrices_alone(table):
+    trainers = []
+    for decay in (0.0, 0.5):
+        one = stage(steps=1, batch_size=10**4, train=["noise"], select={}, weight_decay=decay)
+        trainers.append(make_trainer(table, RECIPE | {"stages": [one]}))
+    before = {v.name: v.numpy() for v in trainers[0].model.noise.variables}
+    with quick():
+        for trainer in trainers:
+            trainer.run_epoch()
+    rate = trainers[0].history[0]["learning_rate"]
+    for plain, shrunk in zip(*(t.model.noise.variables for t in trainers), strict=True):
+        expected = plain.numpy() - (rate * 0.5 * before[plain.name] if plain.shape.rank == 2 else 0)
+        np.testing.assert_allclose(shrunk.numpy(), expected, atol=1e-6)
 
 
 # --- interruptions --------------------------------------------------------------------------
