@@ -16,12 +16,16 @@ SavedModel, whose interface is that of the published model.
 """
 
 import logging
+import os
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 
 import xp_utils
+
+# TensorFlow's notices of what a machine lacks would bury the scripts' own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import tensorflow as tf
 
 N_LABELS = 3
 LABEL_NAMES = ("Teff", "[Fe/H]", "log g")
@@ -196,6 +200,10 @@ class LnFlux:
     used: np.ndarray
     features: np.ndarray
 
+    def take(self, rows):
+        """The same, of some rows (an index array or slice)."""
+        return LnFlux(*(v[rows] for v in vars(self).values()))
+
 
 def used_fluxes(flux, flux_err):
     """Which fluxes count (N, 66) bool: those that are finite, with a finite error above 0."""
@@ -229,11 +237,12 @@ def _masked_mean(values, mask):
 class NoiseModel(tf.Module):
     """The precision of ln flux as a function of the star.
 
-        C^-1 = diag(1/s) W^T W diag(1/s),   s^2 = exp(2 l0) + (exp(l1) sigma)^2 + 1e-6
+        C^-1 = diag(1/s) W^T W diag(1/s),   s^2 = k^2 [exp(2 l0) + (exp(l1) sigma)^2 + 1e-6]
 
     sigma: the star's own relative errors, so that reported errors larger than usual widen the
     covariance; l0, l1: one number a channel. W: upper triangular, a base matrix plus what a small
-    network (two layers with swish) makes of the type, the brightness, the error level and E.
+    network (two layers with swish) makes of the type, the brightness, the error level and E. The
+    level k, ln k linear in the same, is left to stars that the rest was not trained on.
 
     W diag(1/s) is the whitening. As W is upper triangular, channels missing at the blue end (BP)
     drop out exactly with their rows; others are projected out (`whitening`).
@@ -264,12 +273,21 @@ class NoiseModel(tf.Module):
         self.base = variable(np.zeros(self.n_out), "base")
         self.ln_scatter = variable(np.full(n_wl, np.log(START_SCATTER)), "ln_scatter")
         self.ln_err_factor = variable(np.zeros(n_wl), "ln_err_factor")
+        self.ln_level = variable(np.zeros(1 + N_NOISE_FEATURES), "ln_level")
 
-    def _outputs(self, z, features, ext):
-        """The n_out entries of W (B, n_out), rows one after another, before exp of the diagonal."""
+    @property
+    def shape_variables(self):
+        """All variables but the level."""
+        return [v for v in self.variables if v is not self.ln_level]
+
+    def _inputs(self, z, features, ext):
+        """What the noise depends on (B, 6), standardised and bent."""
         x = (features - self.feature_mean) / self.feature_scale
         x = tf.concat([z, x, (tf.math.log(ext + 0.1) + 1.0)[:, None]], 1)
-        x = FEATURE_LIMIT * tf.tanh(x / FEATURE_LIMIT)
+        return FEATURE_LIMIT * tf.tanh(x / FEATURE_LIMIT)
+
+    def _outputs(self, x):
+        """The n_out entries of W (B, n_out), rows one after another, before exp of the diagonal."""
         h = tf.nn.swish(x @ self.w1 + self.b1)
         h += tf.nn.swish(h @ self.w2 + self.b2)
         return self.base + OUTPUT_STEP * (h @ self.w_out)
@@ -288,9 +306,11 @@ class NoiseModel(tf.Module):
         leave zero columns: BP by dropping its rows, the photometric bands by projecting their
         columns out. `general`: project out every missing channel (any pattern; slower).
         """
-        w, ln_diagonal = self._triangle(self._outputs(z, features, ext))
+        x = self._inputs(z, features, ext)
+        w, ln_diagonal = self._triangle(self._outputs(x))
         ln_s = 0.5 * tf.math.log(tf.exp(2.0 * self.ln_scatter)
                                  + (tf.exp(self.ln_err_factor) * rel_err) ** 2 + SCALE_FLOOR**2)
+        ln_s += (self.ln_level[0] + tf.linalg.matvec(x, self.ln_level[1:]))[:, None]
         s = w * tf.exp(-ln_s)[:, None]
         if general:
             return self._project_all(s, tf.reduce_sum(ln_diagonal - ln_s, 1), used)

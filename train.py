@@ -64,11 +64,12 @@ FRACTIONS = {"validation_fraction", "calibration_fraction", "hide_parallax", "hi
              "hide_bp", "average"}
 SIZES = {"hidden", "noise_hidden", "prior_components", "steps", "max_epochs", "batch_size"}
 INTEGERS = SIZES | {"seed"}
-GROUPS = ("network", "extinction", "extinction_xi", "noise")   # of variables
+GROUPS = ("network", "extinction", "extinction_xi", "noise", "noise_level")   # of variables
 SELECTIONS = {"max_teff_err", "max_feh_err", "max_logg_err", "min_plx_snr", "min_ext"}
 _GRADIENT_KEYS = {"name", "kind", "steps", "batch_size", "learning_rate", "train"}
 _OPTIONAL_KEYS = {"select", "max_epochs", "weight_decay", "average"}
 STAGE_KEYS = {"likelihood": _GRADIENT_KEYS, "posterior": _GRADIENT_KEYS,
+              "calibration": _GRADIENT_KEYS,
               "stars": {"name", "kind", "reject_sigma", "reject_chi2_factor"}}
 
 CHECKPOINT_SECONDS = 20.0    # at most so much work is lost
@@ -254,7 +255,7 @@ def trained_model(trainer, table, calibration):
 
     from catalogue import CONFIDENCE_CENTRE, TrainedModel
 
-    kept = ~trainer.rejected
+    kept = ~trainer.rejected & ~trainer.calibration
     hull = ConvexHull(trainer.stars.theta[kept].astype("f8")).equations
     values = np.column_stack([trainer.ext, trainer.observed.features])[kept]
     p = 2 * len(CONFIDENCE_CENTRE)
@@ -333,9 +334,10 @@ def draw_figures(folder, trainer, columns, table, rows):
     label, label_err = table["stellar_type"][rows], table["stellar_type_err"][rows]
     figures.inferred_against_label(folder / "validation.png", label, est[:, :3], label_err,
                                    err[:, :3], title="Validation stars, never trained on")
-    stars = trainer.stars
+    used = ~trainer.calibration
+    stars = trainer.stars.take(used)
     figures.inferred_against_label(
-        folder / "stars.png", stars.theta, trainer.fitted_type, stars.theta_err,
+        folder / "stars.png", stars.theta, trainer.fitted_type[used], stars.theta_err,
         title="Training stars: fitted with the label as prior, against the label",
         note=f"{trainer.rejected.sum()} of {len(stars)} rejected")
     right = is_right(columns, label, label_err)
@@ -439,11 +441,14 @@ def is_trained(args, recipe, former):
     return former is not None and int(former[1]["stage"]) == len(recipe["stages"]) and whole
 
 
-def start_trainer(table, training, wavelengths, recipe, former):
-    """A `Trainer` of the stars `training`, in its former state if there is one."""
+def start_trainer(table, training, calibration, wavelengths, recipe, former):
+    """A `Trainer` of the stars `training` and `calibration` (rows), in its former state if there is
+    one."""
     from training import Trainer
 
-    trainer = Trainer(star_data(table, training, labelled=True), wavelengths, recipe)
+    rows = np.concatenate([training, calibration])
+    trainer = Trainer(star_data(table, rows, labelled=True), wavelengths, recipe,
+                      np.arange(len(rows)) >= len(training))
     if former is not None:
         try:
             trainer.restore(*former)
@@ -472,7 +477,7 @@ def main(argv=None) -> int:
     from model import set_threads  # TensorFlow takes seconds to load: not before it is needed
 
     set_threads(args.threads)
-    trainer = start_trainer(table, training, wavelengths, recipe, former)
+    trainer = start_trainer(table, training, calibration, wavelengths, recipe, former)
     log.info("%d training, %d calibration, %d validation stars; at stage %d, epoch %d",
              len(training), len(calibration), len(held_out), trainer.stage, trainer.epoch)
     train(trainer, args.output / "checkpoint.h5", settings, made_by, log)

@@ -39,7 +39,9 @@ CANDIDATES = 12
 CANDIDATE_WIDTH = (0.084, 0.15, 0.2)
 CANDIDATE_TEFF = 4.8
 LOSS_LINEAR_UNTIL = 6.0      # the posterior loss of a star grows as its logarithm beyond
-ANCHOR = 2.0                 # weight of the likelihood in the posterior stage
+# Of the likelihood and the posterior loss, by kind of stage: in a posterior stage the likelihood
+# stays as an anchor.
+LOSS_WEIGHTS = {"likelihood": (1.0, 0.0), "posterior": (2.0, 1.0), "calibration": (0.0, 1.0)}
 MIN_BASIS_SIZE = 0.01        # of a component of ln flux in the network's output basis
 MIN_STAGE_STARS = 50         # with fewer selected, a stage is skipped
 
@@ -88,19 +90,26 @@ def spectrum_basis(intrinsic, curve):
 class Trainer:
     """The state of a training and what advances it.
 
+    stars: `StarData` with labels; calibration (N,) bool: those that serve a stage of that kind
+    alone (default: none).
+
     model: `StellarModel`; moments: of Adam, two a variable; averages: running means of the
     variables; stage, epoch: what comes next; rejected (N,) bool: outliers; history: one dict an
     epoch.
     """
 
-    def __init__(self, stars, wavelengths, recipe):
+    def __init__(self, stars, wavelengths, recipe, calibration=None):
         self.stars, self.recipe = stars, recipe
+        self.calibration = np.zeros(len(stars), bool) if calibration is None else calibration
         self.observed = ln_flux_data(stars.flux, stars.flux_err)
         self.without_bp = self._without_bp()
-        self.model = start_model(stars, self.observed, wavelengths, recipe)
+        training = np.flatnonzero(~self.calibration)
+        self.model = start_model(stars.take(training), self.observed.take(training), wavelengths,
+                                 recipe)
         flux, noise = self.model.flux, self.model.noise
         self.groups = {"network": flux.network_variables, "extinction": [flux.ln_ext_curve],
-                       "extinction_xi": [flux.ln_ext_curve_xi], "noise": list(noise.variables)}
+                       "extinction_xi": [flux.ln_ext_curve_xi], "noise": noise.shape_variables,
+                       "noise_level": [noise.ln_level]}
         self.variables = [v for group in self.groups.values() for v in group]
         self.moments = [[tf.Variable(tf.zeros_like(v)) for _ in range(2)] for v in self.variables]
         self.averages = [tf.Variable(v) for v in self.variables]
@@ -129,9 +138,9 @@ class Trainer:
         """Weights (N,) of mean 1 that let rare types count: the inverse root of the prior density,
         with a soft cap."""
         ln_p = self.model.prior.ln_density_z(self.z).numpy()
-        weight = np.exp(-0.5 * (ln_p - np.median(ln_p)))
-        weight = weight / (1.0 + weight / self.recipe["rare_type_weight_cap"])
-        return (weight / weight.mean()).astype("f4")
+        ln_weight = -0.5 * (ln_p - np.median(ln_p[~self.calibration]))
+        weight = 1.0 / (np.exp(-ln_weight) + 1.0 / self.recipe["rare_type_weight_cap"])
+        return (weight / weight[~self.calibration].mean()).astype("f4")
 
     # ---- losses, in TensorFlow
 
@@ -194,7 +203,7 @@ class Trainer:
     def _make_step(self, stage):
         """A compiled step of a stage: Adam on its variable groups, its matrices drawn towards 0
         (Loshchilov & Hutter 2019, ICLR), and the running mean of both."""
-        kind = stage["kind"]
+        weights = LOSS_WEIGHTS[stage["kind"]]
         chosen = [k for k, v in enumerate(self.variables)
                   if any(v is w for group in stage["train"] for w in self.groups[group])]
         variables = [self.variables[k] for k in chosen]
@@ -203,10 +212,11 @@ class Trainer:
 
         def step(batch, number, learning_rate, averaged):
             with tf.GradientTape() as tape:
-                likelihood = tf.reduce_mean(batch["weight"] * self.likelihood_loss(batch))
-                posterior = (tf.reduce_mean(self.posterior_loss(batch))
-                             if kind == "posterior" else 0.0)
-                loss = posterior + (ANCHOR if kind == "posterior" else 1.0) * likelihood
+                likelihood, posterior = (
+                    tf.reduce_mean(batch["weight"] * loss(batch)) if weight else 0.0
+                    for loss, weight in zip((self.likelihood_loss, self.posterior_loss), weights,
+                                            strict=True))
+                loss = weights[0] * likelihood + weights[1] * posterior
             gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
             gradients, norm = tf.clip_by_global_norm(gradients, GRADIENT_CLIP)
             sane = tf.math.is_finite(norm)
@@ -249,7 +259,7 @@ class Trainer:
         centre = batch["z"] + width * rng.normal(size=(n, 3))
         batch["z_noise"] = centre
         batch["weight"] = self.weight[rows] if kind == "likelihood" else np.ones(n)
-        if kind == "posterior":
+        if kind != "likelihood":
             draws = rng.normal(size=(n, CANDIDATES, 3))
             batch["candidates"] = centre[:, None] + width[:, None] * draws
             batch["candidates"][:, 0] = batch["z"]
@@ -260,7 +270,9 @@ class Trainer:
         limits, stars = stage.get("select", {}), self.stars
         err = dict(zip(("max_teff_err", "max_feh_err", "max_logg_err"), stars.theta_err.T,
                        strict=True))
-        keep = ~self.rejected
+        # Outliers calibrate too: the errors are to be honest of all stars.
+        keep = (self.calibration.copy() if stage["kind"] == "calibration"
+                else ~self.rejected & ~self.calibration)
         for name, limit in limits.items():
             if name in err:
                 keep &= err[name] <= limit
@@ -307,10 +319,10 @@ class Trainer:
         sane = losses[:, 2] > 0                    # steps that were not refused
         likelihood, posterior = losses[sane, :2].mean(0) if sane.any() else (np.nan, np.nan)
         entry = {"stage": stage["name"], "epoch": self.epoch, "stars": len(rows),
-                 "likelihood_loss": float(likelihood), "learning_rate": float(rate),
-                 "steps_refused": int((~sane).sum())}
-        if stage["kind"] == "posterior":
-            entry["posterior_loss"] = float(posterior)
+                 "learning_rate": float(rate), "steps_refused": int((~sane).sum())}
+        entry |= {f"{name}_loss": float(loss) for name, loss, weight in zip(
+            ("likelihood", "posterior"), (likelihood, posterior), LOSS_WEIGHTS[stage["kind"]],
+            strict=True) if weight}
         self.history.append(entry)
         self.epoch += 1
         return self._next_stage() if self.epoch >= epochs else False
@@ -330,20 +342,22 @@ class Trainer:
         """Fit every star's own parameters, its label, reddening and parallax as priors; stars whose
         label is off by more than `reject_sigma`, or whose chi^2 is more than `reject_chi2_factor`
         times the usual, are trained on no more."""
-        u = np.zeros((len(self.stars), 6), "f4")
-        u[:, Z] = self.z
-        u[:, LN_E], u[:, LN_PLX] = np.log(np.maximum(self.ext, MIN_NOISE_EXT)), self.ln_plx
-        found = StarSolver(self.model, labelled=True).minimise(self.stars, u, 20)
+        rows = np.flatnonzero(~self.calibration)
+        u = np.zeros((len(rows), 6), "f4")
+        u[:, Z], u[:, LN_PLX] = self.z[rows], self.ln_plx[rows]
+        u[:, LN_E] = np.log(np.maximum(self.ext[rows], MIN_NOISE_EXT))
+        found = StarSolver(self.model, labelled=True).minimise(self.stars, u, 20, rows)
         flux = self.model.flux
-        self.fitted_type = found.u[:, Z] * flux.theta_scale.numpy() + flux.theta_mean.numpy()
-        n = np.maximum(self.observed.used.sum(1), 1)
-        pull = (np.abs(found.u[:, Z] - self.z) / self.z_err).max(1)
+        self.fitted_type[rows] = (found.u[:, Z] * flux.theta_scale.numpy()
+                                  + flux.theta_mean.numpy())
+        n = np.maximum(self.observed.used[rows].sum(1), 1)
+        pull = (np.abs(found.u[:, Z] - self.z[rows]) / self.z_err[rows]).max(1)
         good = np.isfinite(found.u).all(1) & np.isfinite(found.chi2)
         ratio = found.chi2 / n
         usual = float(np.median(ratio[good]))
-        self.rejected = (~good | (pull > stage["reject_sigma"])
-                         | (ratio > stage["reject_chi2_factor"] * usual))
-        self.history.append({"stage": stage["name"], "epoch": 0, "stars": len(self.stars),
+        self.rejected[rows] = (~good | (pull > stage["reject_sigma"])
+                               | (ratio > stage["reject_chi2_factor"] * usual))
+        self.history.append({"stage": stage["name"], "epoch": 0, "stars": len(rows),
                              "rejected": int(self.rejected.sum()),
                              "median_chi2_per_flux": usual})
 

@@ -20,7 +20,7 @@ ALL_GROUPS = ["network", "extinction", "extinction_xi", "noise"]
 RECIPE = {
     "seed": 0,
     "validation_fraction": 0.2,
-    "calibration_fraction": 0.1,
+    "calibration_fraction": 0.2,
     "hidden": 16,
     "noise_hidden": 8,
     "prior_components": 4,
@@ -37,6 +37,8 @@ RECIPE = {
         {"name": "stars", "kind": "stars", "reject_sigma": 20.0, "reject_chi2_factor": 20.0},
         {"name": "posterior", "kind": "posterior", "steps": 4, "batch_size": 96,
          "learning_rate": 1e-3, "weight_decay": 0.1, "average": 0.5, "train": ALL_GROUPS},
+        {"name": "calibration", "kind": "calibration", "steps": 2, "batch_size": 48,
+         "learning_rate": 1e-2, "train": ["noise_level"]},
     ],
 }  # fmt: skip
 

@@ -49,11 +49,10 @@ def stage(name="first", **changes):
 
 
 def make_trainer(table, recipe=RECIPE):
-    """A `Trainer` of a table's training stars."""
-    ids = table["gdr3_source_id"]
-    training, _, _ = train.split_stars(ids, recipe)
-    stars = train.star_data(table, training, labelled=True)
-    return Trainer(stars, xp_utils.SAMPLE_WAVELENGTHS, recipe)
+    """A `Trainer` of a table's training and calibration stars."""
+    training, calibration, _ = train.split_stars(table["gdr3_source_id"], recipe)
+    return train.start_trainer(table, training, calibration, xp_utils.SAMPLE_WAVELENGTHS, recipe,
+                               None)
 
 
 def snapshot(trainer):
@@ -124,7 +123,7 @@ def test_history_has_a_finite_loss_for_every_epoch(demo_model):
     for entry in history:
         numbers = [value for value in entry.values() if not isinstance(value, str)]
         assert np.isfinite(numbers).all()
-        assert ("posterior_loss" in entry) == (entry["stage"] == "posterior")
+        assert ("posterior_loss" in entry) == (entry["stage"] in ("posterior", "calibration"))
         assert entry.get("steps_refused", 0) == 0
     losses = [h["likelihood_loss"] for h in history if h["stage"] == "first"]
     assert losses[-1] < losses[0]
@@ -161,7 +160,7 @@ def test_side_of_a_star_depends_on_its_id_alone():
     for side, rows in enumerate(train.split_stars(ids, RECIPE)):
         sides[rows] = side
     fractions = np.bincount(sides) / len(ids)
-    np.testing.assert_allclose(fractions, [0.72, 0.08, 0.2], atol=0.01)
+    np.testing.assert_allclose(fractions, [0.64, 0.16, 0.2], atol=0.01)
     some = np.random.default_rng(1).permutation(len(ids))[:500]
     for side, rows in enumerate(train.split_stars(ids[some], RECIPE)):
         assert (sides[some][rows] == side).all()
@@ -170,7 +169,7 @@ def test_side_of_a_star_depends_on_its_id_alone():
 def test_sides_do_not_follow_the_patches_of_the_sky():
     neighbours = (123456 << 43) + 128 * np.arange(5000)  # of one HEALPix pixel
     shares = [len(rows) for rows in train.split_stars(neighbours, RECIPE)]
-    np.testing.assert_allclose(np.divide(shares, 5000), [0.72, 0.08, 0.2], atol=0.03)
+    np.testing.assert_allclose(np.divide(shares, 5000), [0.64, 0.16, 0.2], atol=0.03)
 
 
 def test_held_out_stars_do_not_enter_the_training(demo_model, table, tmp_path, monkeypatch):
@@ -178,14 +177,22 @@ def test_held_out_stars_do_not_enter_the_training(demo_model, table, tmp_path, m
     training, calibration, held_out = train.split_stars(ids, RECIPE)
     rng = np.random.default_rng(5)
     spoiled = {name: values.copy() for name, values in table.items()}
-    for rows in (calibration, held_out):
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    checkpoints = []
+    for rows in (held_out, calibration):
         spoiled["stellar_type"][rows] = rng.uniform(-99, 99, (len(rows), 3))
         spoiled["flux"][rows] *= 1e3
         spoiled["stellar_ext"][rows] = np.nan
-    path = write_training_data(tmp_path / "spoiled.h5", spoiled)
-    monkeypatch.setattr(train, "finish", lambda *args: None)
-    assert run_train(path, tmp_path / "model", recipe=demo_model.recipe) == 0
-    assert_same_datasets(demo_model.model / "checkpoint.h5", tmp_path / "model/checkpoint.h5")
+        path = write_training_data(tmp_path / f"spoiled{len(rows)}.h5", spoiled)
+        folder = tmp_path / f"model{len(rows)}"
+        assert run_train(path, folder, recipe=demo_model.recipe) == 0
+        checkpoints.append(read_all(folder / "checkpoint.h5"))
+    assert_same_datasets(demo_model.model / "checkpoint.h5",
+                         tmp_path / f"model{len(held_out)}/checkpoint.h5")
+    changed = {name for name in checkpoints[0]
+               if not np.array_equal(*(c[name] for c in checkpoints), equal_nan=True)}
+    last = max(int(name[8:]) for name in checkpoints[0] if name.startswith("average_"))
+    assert changed == {"noise_ln_level", f"average_{last}"}
     assert len(training) + len(calibration) + len(held_out) == len(ids)
 
 
@@ -202,7 +209,9 @@ def test_stars_of_unknown_extinction_are_trained_on(table):
         trainer = make_trainer(unknown, RECIPE | {"stages": stages})
         while trainer.stage < len(stages):
             trainer.run_epoch()
-    assert len(trainer.selected(stages[0])) + trainer.rejected.sum() == len(trainer.stars) < n
+    counted = trainer.rejected.sum() + trainer.calibration.sum()
+    assert len(trainer.selected(stages[0])) + counted == len(trainer.stars) < n
+    assert not (trainer.rejected & trainer.calibration).any()
     assert not trainer.rejected.all()
     for entry in trainer.history:
         assert entry.get("steps_refused", 0) == 0
@@ -226,6 +235,7 @@ def test_stars_with_wrong_labels_are_rejected_and_the_others_kept(demo_model, ta
         stars.flux_err = (0.01 * stars.flux).astype("f4")
         trainer.observed = ln_flux_data(stars.flux, stars.flux_err)
         order = np.argsort(stars.theta[:, 0])
+        order = order[~trainer.calibration[order]]
         swapped = np.concatenate([order[:10], order[-10:]])
         stars.theta[swapped] = stars.theta[swapped[::-1]]
         trainer.z[swapped] = trainer.z[swapped[::-1]]
@@ -241,7 +251,7 @@ def test_stars_with_wrong_labels_are_rejected_and_the_others_kept(demo_model, ta
 @pytest.mark.parametrize(
     ("kind", "trained"),
     [("likelihood", ["network"]), ("likelihood", ["extinction_xi", "noise"]),
-     ("posterior", ["extinction"]), ("posterior", ALL_GROUPS)],
+     ("posterior", ["extinction"]), ("posterior", ALL_GROUPS), ("calibration", ["noise_level"])],
 )
 def test_stage_trains_every_variable_of_its_groups_and_no_other(table, kind, trained):
     one = stage(kind=kind, steps=1, batch_size=10**4, train=trained, select={})
@@ -250,7 +260,7 @@ def test_stage_trains_every_variable_of_its_groups_and_no_other(table, kind, tra
         before = snapshot(trainer)
         trainer.run_epoch()
     after = snapshot(trainer)
-    for group in ALL_GROUPS:
+    for group in trainer.groups:
         for old, new, variable in zip(before[group], after[group], trainer.groups[group],
                                       strict=True):
             assert np.array_equal(old, new) == (group not in trained), variable.name
@@ -330,7 +340,7 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     places = [
         (Trainer, "_fit_stars", 1),
-        (Trainer, "_batch", 4),      # in the second epoch of the last stage
+        (Trainer, "_batch", 4),      # in the second epoch of the posterior stage
         (train, "trained_model", 1),       # all is trained
     ]
     for where, name, call in places:
@@ -345,14 +355,14 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     log = (tmp_path / "train.log").read_text()
     assert re.findall("stars; at (.*)", log) == [
         f"stage {stage}, epoch {epoch}" for stage, epoch in
-        ((0, 0), (0, 1), (2, 0), (3, epoch_of_fourth_batch(demo_model)), (4, 0))]
+        ((0, 0), (0, 1), (2, 0), (3, epoch_of_fourth_batch(demo_model)), (5, 0))]
 
 
 def epoch_of_fourth_batch(demo_model):
-    """Of the last stage, which the rejection of stars leaves with few batches an epoch."""
+    """Of the posterior stage, which the rejection of stars leaves with few batches an epoch."""
     history = json.loads((demo_model.model / "history.json").read_text())
     size = RECIPE["stages"][3]["batch_size"]
-    stars = history[-1]["stars"]
+    stars = next(h["stars"] for h in history if h["stage"] == "posterior")
     return 3 // (stars // min(size, stars))
 
 
@@ -464,7 +474,7 @@ def test_own_recipe_is_usable():
         (RECIPE | {"validation_fraction": 20}, "validation_fraction is 20"),
         (RECIPE | {"stages": []}, "at least one stage"),
         (RECIPE | {"stages": ["first"]}, "'first'"),
-        (RECIPE | {"stages": [stage(kind="liklihood")]}, "kind 'liklihood'; known: likelihood"),
+        (RECIPE | {"stages": [stage(kind="liklihood")]}, "kind 'liklihood'; known: calibration, likelihood"),
         (RECIPE | {"stages": [stage(kind=["stars"])]}, "kind ['stars']"),
         (RECIPE | {"stages": [stage(rate=2)]}, "stage first: unknown or missing: rate"),
         (RECIPE | {"stages": [{"name": "a", "kind": "stars"}]}, "reject_sigma"),
