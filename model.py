@@ -177,7 +177,7 @@ def initial_ln_ext_curve(wavelengths):
 MIN_FLUX_SIGMAS = 0.7     # ln flux is taken of at least this many sigma: fluxes may be negative
 N_NOISE_FEATURES = N_LABELS + 3
 FEATURE_LIMIT = 3.0       # standardised features are bent to this range: no wild extrapolation
-STUDENT_NU = 30.0         # degrees of freedom of the residuals: tails heavier than Gaussian
+START_NU = 30.0           # degrees of freedom of the residuals: tails heavier than Gaussian
 OUTPUT_STEP = 0.1         # scale of the network's part of W: the rest is one matrix for all stars
 LN_DIAGONAL_LIMIT = 4.0
 SCALE_FLOOR = 1e-3        # of a channel's scatter in ln flux
@@ -242,7 +242,8 @@ class NoiseModel(tf.Module):
     sigma: the star's own relative errors, so that reported errors larger than usual widen the
     covariance; l0, l1: one number a channel. W: upper triangular, a base matrix plus what a small
     network (two layers with swish) makes of the type, the brightness, the error level and E. The
-    level k, ln k linear in the same, is left to stars that the rest was not trained on.
+    level k, ln k linear in the same, and the degrees of freedom nu of the Student-t tails are left
+    to stars that the rest was not trained on.
 
     W diag(1/s) is the whitening. As W is upper triangular, channels missing at the blue end (BP)
     drop out exactly with their rows; others are projected out (`whitening`).
@@ -274,11 +275,22 @@ class NoiseModel(tf.Module):
         self.ln_scatter = variable(np.full(n_wl, np.log(START_SCATTER)), "ln_scatter")
         self.ln_err_factor = variable(np.zeros(n_wl), "ln_err_factor")
         self.ln_level = variable(np.zeros(1 + N_NOISE_FEATURES), "ln_level")
+        self.ln_nu = variable(np.log(START_NU), "ln_nu")
+
+    @property
+    def level_variables(self):
+        """Those of the level and the tails."""
+        return [self.ln_level, self.ln_nu]
 
     @property
     def shape_variables(self):
-        """All variables but the level."""
-        return [v for v in self.variables if v is not self.ln_level]
+        """All the others."""
+        return [v for v in self.variables if all(v is not w for w in self.level_variables)]
+
+    @property
+    def nu(self):
+        """Degrees of freedom of the Student-t distribution of the residuals."""
+        return tf.exp(self.ln_nu)
 
     def _inputs(self, z, features, ext):
         """What the noise depends on (B, 6), standardised and bent."""
@@ -423,7 +435,7 @@ def marginal_chi2(residual, columns):
     so gradients need not pass through the solution.
 
     Returns chi2 (B, n), amplitudes (B, n, k), M^-1 (B, k, k) and ln det M (B,). Gradients flow
-    through all but M^-1.
+    through all.
     """
     k = columns.shape[1]
     u, r = tf.stop_gradient(columns), tf.stop_gradient(residual)
@@ -444,14 +456,17 @@ def marginal_chi2(residual, columns):
     inverse = tf.stop_gradient(solve(tf.eye(k, batch_shape=[1]) * tf.ones_like(gram)))
     a += tf.matmul(slope(residual, columns, a), inverse)  # zero; carries the gradient
     ln_det = -2.0 * tf.reduce_sum(tf.math.log(tf.stack(factor[1])[..., 0]), 0)
-    trace = tf.reduce_sum(inverse * tf.matmul(columns, columns, transpose_b=True), (1, 2))
-    return chi2, a, inverse, tf.stop_gradient(ln_det - trace) + trace
+    gram = tf.matmul(columns, columns, transpose_b=True)
+    trace = tf.reduce_sum(inverse * gram, (1, 2))         # d ln det M = tr M^-1 dM
+    change = tf.matmul(inverse, tf.matmul(gram, inverse))  # d M^-1 = -M^-1 dM M^-1
+    return (chi2, a, inverse + tf.stop_gradient(change) - change,
+            tf.stop_gradient(ln_det - trace) + trace)
 
 
-def student_misfit(chi2, n):
-    """-ln likelihood of residuals with chi^2 (B, ...) over n used fluxes, Student-t with
-    STUDENT_NU degrees of freedom; chi^2 / 2 for nu to infinity."""
-    return 0.5 * (STUDENT_NU + n) * tf.math.log1p(chi2 / STUDENT_NU)
+def student_misfit(chi2, n, nu):
+    """-ln likelihood of residuals with chi^2 (B, ...) over n used fluxes, Student-t with nu degrees
+    of freedom, up to what depends on nu alone; chi^2 / 2 for nu to infinity."""
+    return 0.5 * (nu + n) * tf.math.log1p(chi2 / nu)
 
 
 # ------------------------------------------------------------------------------------ the prior

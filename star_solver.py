@@ -26,7 +26,6 @@ import tensorflow as tf
 
 import xp_utils
 from model import (
-    STUDENT_NU,
     cholesky_small,
     ln_flux_data,
     solve_small,
@@ -163,15 +162,15 @@ class StarSolver:
         white = tf.matmul(tf.concat([dz, rest], 1), whitening, transpose_b=True)   # (B, 7, n_wl)
         gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))  # (7, 7, B)
 
-        n = tf.reduce_sum(data["used"], 1)
+        n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
         delta = self._best_ln_plx(u[LN_PLX], gram, 1.0, data)
-        weight = (STUDENT_NU + n) / (STUDENT_NU + _shifted_chi2(gram, delta))
+        weight = (nu + n) / (nu + _shifted_chi2(gram, delta))
         delta = self._best_ln_plx(u[LN_PLX], gram, weight, data)
         u = tf.concat([u[:LN_PLX], (u[LN_PLX] + delta)[None]], 0)
         chi2 = _shifted_chi2(gram, delta)
-        weight = (STUDENT_NU + n) / (STUDENT_NU + chi2)
+        weight = (nu + n) / (nu + chi2)
         gradient = -weight * (gram[:N_PAR, N_PAR] - delta * gram[:N_PAR, LN_PLX])
-        phi = student_misfit(chi2, n) - ln_det
+        phi = student_misfit(chi2, n, nu) - ln_det
         phi, gradient, hessian = self._add_priors(u, phi, gradient,
                                                   weight * gram[:N_PAR, :N_PAR], data)
         return u, phi, gradient, hessian, chi2

@@ -61,13 +61,13 @@ RECIPE_KEYS = {"seed", "validation_fraction", "calibration_fraction", "hidden", 
                "prior_components", "hide_parallax", "hide_photometry", "hide_bp",
                "rare_type_weight_cap", "stages"}
 FRACTIONS = {"validation_fraction", "calibration_fraction", "hide_parallax", "hide_photometry",
-             "hide_bp", "average"}
+             "hide_bp"}
 SIZES = {"hidden", "noise_hidden", "prior_components", "steps", "max_epochs", "batch_size"}
 INTEGERS = SIZES | {"seed"}
 GROUPS = ("network", "extinction", "extinction_xi", "noise", "noise_level")   # of variables
 SELECTIONS = {"max_teff_err", "max_feh_err", "max_logg_err", "min_plx_snr", "min_ext"}
 _GRADIENT_KEYS = {"name", "kind", "steps", "batch_size", "learning_rate", "train"}
-_OPTIONAL_KEYS = {"select", "max_epochs", "weight_decay", "average"}
+_OPTIONAL_KEYS = {"select", "max_epochs", "weight_decay"}
 STAGE_KEYS = {"likelihood": _GRADIENT_KEYS, "posterior": _GRADIENT_KEYS,
               "calibration": _GRADIENT_KEYS,
               "stars": {"name", "kind", "reject_sigma", "reject_chi2_factor"}}

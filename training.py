@@ -93,9 +93,8 @@ class Trainer:
     stars: `StarData` with labels; calibration (N,) bool: those that serve a stage of that kind
     alone (default: none).
 
-    model: `StellarModel`; moments: of Adam, two a variable; averages: running means of the
-    variables; stage, epoch: what comes next; rejected (N,) bool: outliers; history: one dict an
-    epoch.
+    model: `StellarModel`; moments: of Adam, two a variable; stage, epoch: what comes next;
+    rejected (N,) bool: outliers; history: one dict an epoch.
     """
 
     def __init__(self, stars, wavelengths, recipe, calibration=None):
@@ -109,10 +108,9 @@ class Trainer:
         flux, noise = self.model.flux, self.model.noise
         self.groups = {"network": flux.network_variables, "extinction": [flux.ln_ext_curve],
                        "extinction_xi": [flux.ln_ext_curve_xi], "noise": noise.shape_variables,
-                       "noise_level": [noise.ln_level]}
+                       "noise_level": noise.level_variables}
         self.variables = [v for group in self.groups.values() for v in group]
         self.moments = [[tf.Variable(tf.zeros_like(v)) for _ in range(2)] for v in self.variables]
-        self.averages = [tf.Variable(v) for v in self.variables]
         self.stage, self.epoch, self.history = 0, 0, []
         self.rejected = np.zeros(len(stars), bool)
         self.fitted_type = np.full((len(stars), 3), np.nan, "f4")     # by the "stars" stage
@@ -171,7 +169,7 @@ class Trainer:
         u, r, ln_det = self._whitened(batch, columns, residual[:, None])
         chi2, _, _, ln_det_m = marginal_chi2(r, u)
         n = tf.reduce_sum(batch["used"], 1)
-        misfit = student_misfit(chi2[:, 0], n)
+        misfit = student_misfit(chi2[:, 0], n, self.model.noise.nu)
         return (misfit + 0.5 * ln_det_m - ln_det) / tf.maximum(n, 1.0)
 
     def posterior_loss(self, batch):
@@ -194,7 +192,7 @@ class Trainer:
         # The part of the Gaussian in E that lies at E > 0, relative to its width.
         positive = _ln_normal_cdf(amplitude[:, :, 0] * tf.math.rsqrt(inverse[:, 0, 0])[:, None])
         ln_prior = tf.reshape(self.model.prior.ln_density_z(flat), shape)
-        ln_post = ln_prior + positive - student_misfit(chi2, n)
+        ln_post = ln_prior + positive - student_misfit(chi2, n, self.model.noise.nu)
         loss = tf.reduce_logsumexp(ln_post, 1) - ln_post[:, 0]
         excess = tf.maximum(loss / LOSS_LINEAR_UNTIL, 1.0)
         return tf.where(loss < LOSS_LINEAR_UNTIL, loss,
@@ -202,7 +200,7 @@ class Trainer:
 
     def _make_step(self, stage):
         """A compiled step of a stage: Adam on its variable groups, its matrices drawn towards 0
-        (Loshchilov & Hutter 2019, ICLR), and the running mean of both."""
+        (weight decay as of Loshchilov & Hutter 2019, ICLR)."""
         weights = LOSS_WEIGHTS[stage["kind"]]
         chosen = [k for k, v in enumerate(self.variables)
                   if any(v is w for group in stage["train"] for w in self.groups[group])]
@@ -210,7 +208,7 @@ class Trainer:
         decay = [stage.get("weight_decay", 0.0) * (len(v.shape) == 2) for v in variables]
         b1, b2 = ADAM_BETA
 
-        def step(batch, number, learning_rate, averaged):
+        def step(batch, number, learning_rate):
             with tf.GradientTape() as tape:
                 likelihood, posterior = (
                     tf.reduce_mean(batch["weight"] * loss(batch)) if weight else 0.0
@@ -229,8 +227,6 @@ class Trainer:
                 m2.assign(b2 * m2 + (1 - b2) * gradient * gradient)
                 scale = tf.sqrt(m2 / (1 - b2**number)) + ADAM_EPSILON
                 variable.assign_sub(rate * (m1 / (1 - b1**number) / scale + pull * variable))
-                average = self.averages[k]
-                average.assign_add((variable - average) / averaged)
             return likelihood, posterior, tf.cast(sane, tf.float32)
 
         return tf.function(step, jit_compile=True)
@@ -311,10 +307,9 @@ class Trainer:
         order, losses = rng.permutation(rows), []
         for k in range(batches):
             number = self.epoch * batches + k + 1
-            rate, averaged = _pace(stage, number, epochs * batches)
+            rate = _learning_rate(stage["learning_rate"], number, epochs * batches)
             batch = self._batch(order[k * size:(k + 1) * size], stage["kind"], rng)
-            losses.append(self._steps[self.stage](
-                batch, *(np.float32(x) for x in (number, rate, averaged))))
+            losses.append(self._steps[self.stage](batch, np.float32(number), np.float32(rate)))
         losses = np.array([[float(x) for x in loss] for loss in losses])
         sane = losses[:, 2] > 0                    # steps that were not refused
         likelihood, posterior = losses[sane, :2].mean(0) if sane.any() else (np.nan, np.nan)
@@ -328,10 +323,7 @@ class Trainer:
         return self._next_stage() if self.epoch >= epochs else False
 
     def _next_stage(self):
-        """End the stage with the mean of its weights (in most stages that of the last step alone),
-        and begin the next with Adam's moments at zero."""
-        for variable, average in zip(self.variables, self.averages, strict=True):
-            variable.assign(average)
+        """Begin the next stage with Adam's moments at zero."""
         self.stage, self.epoch = self.stage + 1, 0
         for moments in self.moments:
             for moment in moments:
@@ -367,8 +359,7 @@ class Trainer:
         """Everything that the next epoch depends on, as {name: array}."""
         arrays = self.model.to_arrays() | {"rejected": self.rejected.astype("u1"),
                                             "fitted_type": self.fitted_type}
-        for k, (moments, average) in enumerate(zip(self.moments, self.averages, strict=True)):
-            arrays[f"average_{k}"] = average.numpy()
+        for k, moments in enumerate(self.moments):
             for order, moment in enumerate(moments):
                 arrays[f"moment{order}_{k}"] = moment.numpy()
         return arrays
@@ -378,8 +369,7 @@ class Trainer:
         for module in (self.model.flux, self.model.noise):
             for variable in module.variables:
                 variable.assign(arrays[variable.name.split(":")[0]])
-        for k, (moments, average) in enumerate(zip(self.moments, self.averages, strict=True)):
-            average.assign(arrays[f"average_{k}"])
+        for k, moments in enumerate(self.moments):
             for order, moment in enumerate(moments):
                 moment.assign(arrays[f"moment{order}_{k}"])
         self.rejected = arrays["rejected"].astype(bool)
@@ -395,15 +385,7 @@ def _ln_normal_cdf(x):
     return tf.math.log(0.5 * tf.math.erfc(-bent / np.sqrt(2.0))) - tail
 
 
-def _pace(stage, number, total):
-    """The learning rate of step `number` (from 1) of `total`, and over how many steps the weights
-    are averaged so far.
-
-    The rate rises over WARM_UP_STEPS. A stage with `average`, the fraction of its steps that the
-    mean of its weights reaches back, keeps it: the mean does without the noise of large steps, and
-    does not come to know single stars. In others the rate falls as a cosine to a thousandth.
-    """
-    rate = stage["learning_rate"] * min(1.0, number / WARM_UP_STEPS)
-    if stage.get("average"):
-        return rate, min(number, max(1.0, stage["average"] * total))
-    return rate * (1e-3 + (1 - 1e-3) * 0.5 * (1 + np.cos(np.pi * number / total))), 1.0
+def _learning_rate(first, number, total):
+    """Falls as a cosine to a thousandth of the first rate, after a linear warm-up."""
+    cosine = 0.5 * (1 + np.cos(np.pi * number / total))
+    return first * (1e-3 + (1 - 1e-3) * cosine) * min(1.0, number / WARM_UP_STEPS)

@@ -68,8 +68,7 @@ def parallax_ratio(n, rng):
 
 def ln_flux_noise(noise, z, ext, rel_err, features, rng):
     """Draws of the noise of ln flux (N, 66) at the true stars."""
-    from model import STUDENT_NU
-
+    nu = float(noise.nu)
     out = np.empty_like(rel_err)
     for k in range(0, len(z), BATCH):
         rows = slice(k, k + BATCH)
@@ -77,7 +76,7 @@ def ln_flux_noise(noise, z, ext, rel_err, features, rng):
                                        np.ones_like(rel_err[rows]), features[rows])
         gauss = rng.normal(size=(len(z[rows]), rel_err.shape[1], 1))
         draws = np.linalg.solve(whitening.numpy().astype("f8"), gauss)[..., 0]
-        scale = np.sqrt(STUDENT_NU / rng.chisquare(STUDENT_NU, len(draws)))
+        scale = np.sqrt(nu / rng.chisquare(nu, len(draws)))
         out[rows] = draws * scale[:, None]
     return out
 

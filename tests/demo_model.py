@@ -36,7 +36,7 @@ RECIPE = {
          "train": ["extinction", "extinction_xi"], "select": {"min_ext": 0.1}},
         {"name": "stars", "kind": "stars", "reject_sigma": 20.0, "reject_chi2_factor": 20.0},
         {"name": "posterior", "kind": "posterior", "steps": 4, "batch_size": 96,
-         "learning_rate": 1e-3, "weight_decay": 0.1, "average": 0.5, "train": ALL_GROUPS},
+         "learning_rate": 1e-3, "weight_decay": 0.1, "train": ALL_GROUPS},
         {"name": "calibration", "kind": "calibration", "steps": 2, "batch_size": 48,
          "learning_rate": 1e-2, "train": ["noise_level"]},
     ],

@@ -57,7 +57,7 @@ def make_noise_model(seed=0, hidden=6):
     rng = np.random.default_rng(seed)
     noise = NoiseModel(N_WL, [3.0, np.log(0.02)], [1.0, 0.5], hidden, seed)
     randomise(noise, rng, {"b1": 0.3, "b2": 0.3, "w_out": 0.3, "base": 0.1, "ln_scatter": 0.2,
-                           "ln_err_factor": 0.2})
+                           "ln_err_factor": 0.2, "ln_level": 0.1, "ln_nu": 0.5})
     return noise
 
 
@@ -121,6 +121,7 @@ class Oracle:
         np.fill_diagonal(w, np.exp(4 * np.tanh(np.diag(w) / 4)))
         s = np.sqrt(np.exp(2 * a["noise_ln_scatter"]) + 1e-6
                     + (np.exp(a["noise_ln_err_factor"]) * rel_err) ** 2)
+        s *= np.exp(a["noise_ln_level"] @ [1, *x])
         inverse = s[:, None] * np.linalg.inv(w)
         return inverse @ inverse.T
 
@@ -144,7 +145,7 @@ class Oracle:
         precision, ln_det = noise
         u = np.asarray(u, "f8")
         residual = star.value - self.mu(u)
-        nu, n = 30, star.used.sum()
+        nu, n = np.exp(self.a["noise_ln_nu"]), star.used.sum()
         misfit = (nu + n) / 2 * np.log(1 + residual @ precision @ residual / nu)
         ln_prior = star.ln_prior_labels(u) if star.labels else self.ln_prior_z(u[:3])
         ln_prior += -0.5 * u[3] ** 2 + u[4]
