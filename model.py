@@ -242,8 +242,8 @@ class NoiseModel(tf.Module):
     sigma: the star's own relative errors, so that reported errors larger than usual widen the
     covariance; l0, l1: one number a channel. W: upper triangular, a base matrix plus what a small
     network (two layers with swish) makes of the type, the brightness, the error level and E. The
-    level k, ln k linear in the same, and the degrees of freedom nu of the Student-t tails are left
-    to stars that the rest was not trained on.
+    level k and the degrees of freedom nu of the Student-t tails are left to stars that the rest was
+    not trained on.
 
     W diag(1/s) is the whitening. As W is upper triangular, channels missing at the blue end (BP)
     drop out exactly with their rows; others are projected out (`whitening`).
@@ -274,7 +274,7 @@ class NoiseModel(tf.Module):
         self.base = variable(np.zeros(self.n_out), "base")
         self.ln_scatter = variable(np.full(n_wl, np.log(START_SCATTER)), "ln_scatter")
         self.ln_err_factor = variable(np.zeros(n_wl), "ln_err_factor")
-        self.ln_level = variable(np.zeros(1 + N_NOISE_FEATURES), "ln_level")
+        self.ln_level = variable(0.0, "ln_level")
         self.ln_nu = variable(np.log(START_NU), "ln_nu")
 
     @property
@@ -292,14 +292,11 @@ class NoiseModel(tf.Module):
         """Degrees of freedom of the Student-t distribution of the residuals."""
         return tf.exp(self.ln_nu)
 
-    def _inputs(self, z, features, ext):
-        """What the noise depends on (B, 6), standardised and bent."""
+    def _outputs(self, z, features, ext):
+        """The n_out entries of W (B, n_out), rows one after another, before exp of the diagonal."""
         x = (features - self.feature_mean) / self.feature_scale
         x = tf.concat([z, x, (tf.math.log(ext + 0.1) + 1.0)[:, None]], 1)
-        return FEATURE_LIMIT * tf.tanh(x / FEATURE_LIMIT)
-
-    def _outputs(self, x):
-        """The n_out entries of W (B, n_out), rows one after another, before exp of the diagonal."""
+        x = FEATURE_LIMIT * tf.tanh(x / FEATURE_LIMIT)
         h = tf.nn.swish(x @ self.w1 + self.b1)
         h += tf.nn.swish(h @ self.w2 + self.b2)
         return self.base + OUTPUT_STEP * (h @ self.w_out)
@@ -318,11 +315,10 @@ class NoiseModel(tf.Module):
         leave zero columns: BP by dropping its rows, the photometric bands by projecting their
         columns out. `general`: project out every missing channel (any pattern; slower).
         """
-        x = self._inputs(z, features, ext)
-        w, ln_diagonal = self._triangle(self._outputs(x))
+        w, ln_diagonal = self._triangle(self._outputs(z, features, ext))
         ln_s = 0.5 * tf.math.log(tf.exp(2.0 * self.ln_scatter)
                                  + (tf.exp(self.ln_err_factor) * rel_err) ** 2 + SCALE_FLOOR**2)
-        ln_s += (self.ln_level[0] + tf.linalg.matvec(x, self.ln_level[1:]))[:, None]
+        ln_s += self.ln_level
         s = w * tf.exp(-ln_s)[:, None]
         if general:
             return self._project_all(s, tf.reduce_sum(ln_diagonal - ln_s, 1), used)

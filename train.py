@@ -339,7 +339,7 @@ def draw_figures(folder, trainer, columns, table, rows):
     figures.inferred_against_label(
         folder / "stars.png", stars.theta, trainer.fitted_type[used], stars.theta_err,
         title="Training stars: fitted with the label as prior, against the label",
-        note=f"{trainer.rejected.sum()} of {len(stars)} rejected")
+        note=f"{trainer.rejected[used].sum()} of {len(stars)} rejected")
     right = is_right(columns, label, label_err)
     names = ("Teff", "[Fe/H]", "log g")
     figures.reliability(folder / "confidence.png",

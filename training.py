@@ -266,9 +266,7 @@ class Trainer:
         limits, stars = stage.get("select", {}), self.stars
         err = dict(zip(("max_teff_err", "max_feh_err", "max_logg_err"), stars.theta_err.T,
                        strict=True))
-        # Outliers calibrate too: the errors are to be honest of all stars.
-        keep = (self.calibration.copy() if stage["kind"] == "calibration"
-                else ~self.rejected & ~self.calibration)
+        keep = ~self.rejected & (self.calibration == (stage["kind"] == "calibration"))
         for name, limit in limits.items():
             if name in err:
                 keep &= err[name] <= limit
@@ -334,24 +332,22 @@ class Trainer:
         """Fit every star's own parameters, its label, reddening and parallax as priors; stars whose
         label is off by more than `reject_sigma`, or whose chi^2 is more than `reject_chi2_factor`
         times the usual, are trained on no more."""
-        rows = np.flatnonzero(~self.calibration)
-        u = np.zeros((len(rows), 6), "f4")
-        u[:, Z], u[:, LN_PLX] = self.z[rows], self.ln_plx[rows]
-        u[:, LN_E] = np.log(np.maximum(self.ext[rows], MIN_NOISE_EXT))
-        found = StarSolver(self.model, labelled=True).minimise(self.stars, u, 20, rows)
+        u = np.zeros((len(self.stars), 6), "f4")
+        u[:, Z] = self.z
+        u[:, LN_E], u[:, LN_PLX] = np.log(np.maximum(self.ext, MIN_NOISE_EXT)), self.ln_plx
+        found = StarSolver(self.model, labelled=True).minimise(self.stars, u, 20)
         flux = self.model.flux
-        self.fitted_type[rows] = (found.u[:, Z] * flux.theta_scale.numpy()
-                                  + flux.theta_mean.numpy())
-        n = np.maximum(self.observed.used[rows].sum(1), 1)
-        pull = (np.abs(found.u[:, Z] - self.z[rows]) / self.z_err[rows]).max(1)
+        self.fitted_type = found.u[:, Z] * flux.theta_scale.numpy() + flux.theta_mean.numpy()
+        n = np.maximum(self.observed.used.sum(1), 1)
+        pull = (np.abs(found.u[:, Z] - self.z) / self.z_err).max(1)
         good = np.isfinite(found.u).all(1) & np.isfinite(found.chi2)
         ratio = found.chi2 / n
-        usual = float(np.median(ratio[good]))
-        self.rejected[rows] = (~good | (pull > stage["reject_sigma"])
-                               | (ratio > stage["reject_chi2_factor"] * usual))
-        self.history.append({"stage": stage["name"], "epoch": 0, "stars": len(rows),
-                             "rejected": int(self.rejected.sum()),
-                             "median_chi2_per_flux": usual})
+        usual = float(np.median(ratio[good & ~self.calibration]))
+        self.rejected = (~good | (pull > stage["reject_sigma"])
+                         | (ratio > stage["reject_chi2_factor"] * usual))
+        training = self.rejected[~self.calibration]
+        self.history.append({"stage": stage["name"], "epoch": 0, "stars": len(training),
+                             "rejected": int(training.sum()), "median_chi2_per_flux": usual})
 
     # ---- checkpoints
 

@@ -20,7 +20,7 @@ ALL_GROUPS = ["network", "extinction", "extinction_xi", "noise"]
 RECIPE = {
     "seed": 0,
     "validation_fraction": 0.2,
-    "calibration_fraction": 0.2,
+    "calibration_fraction": 0.25,
     "hidden": 16,
     "noise_hidden": 8,
     "prior_components": 4,
