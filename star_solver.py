@@ -60,6 +60,7 @@ TRIAL_ITERATIONS = 5         # then starts that are behind by more than TRIAL_MA
 TRIAL_MARGIN = 5.0
 TRIAL_SAME_MODE = 0.3        # of z: starts closer than this to the star's best end as well
 SAME_MODE = 0.1              # of z: solutions closer than this are one mode
+LEAST_CURVATURE = 0.25       # of Gauss-Newton's: errors are at most twice as wide
 FAMILY_LOGG = (2.55, 3.5, 4.15)   # bright giants | lower giants | subgiants | dwarfs
 FAMILY_GIANT_FEH = -1.0           # dex: metal-poor | metal-rich giants
 FAMILY_DWARF_TEFF = 5.2           # kK: cool | hot dwarfs
@@ -144,6 +145,7 @@ class StarSolver:
         self.model, self.labelled, self.batch_size = model, labelled, batch_size
         self._starts = None if labelled else StartSearch(model, seed)
         self._minimise_tf = tf.function(self._minimise, jit_compile=True)
+        self._values_tf = tf.function(self._values, jit_compile=True)
 
     # ---------------------------------------------------------------- the objective, in TensorFlow
 
@@ -162,12 +164,9 @@ class StarSolver:
         white = tf.matmul(tf.concat([dz, rest], 1), whitening, transpose_b=True)   # (B, 7, n_wl)
         gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))  # (7, 7, B)
 
-        n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
-        delta = self._best_ln_plx(u[LN_PLX], gram, 1.0, data)
-        weight = (nu + n) / (nu + _shifted_chi2(gram, delta))
-        delta = self._best_ln_plx(u[LN_PLX], gram, weight, data)
+        delta, chi2 = self._best_ln_plx(u[LN_PLX], gram[LN_PLX:, LN_PLX:], data)
         u = tf.concat([u[:LN_PLX], (u[LN_PLX] + delta)[None]], 0)
-        chi2 = _shifted_chi2(gram, delta)
+        n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
         weight = (nu + n) / (nu + chi2)
         gradient = -weight * (gram[:N_PAR, N_PAR] - delta * gram[:N_PAR, LN_PLX])
         phi = student_misfit(chi2, n, nu) - ln_det
@@ -175,16 +174,24 @@ class StarSolver:
                                                   weight * gram[:N_PAR, :N_PAR], data)
         return u, phi, gradient, hessian, chi2
 
-    def _best_ln_plx(self, ln_plx, gram, weight, data):
-        """The change of ln plx (B,) that minimises phi, the other coordinates held."""
-        jj, jr = weight * gram[LN_PLX, LN_PLX], weight * gram[LN_PLX, N_PAR]
-        delta = tf.zeros_like(ln_plx)
-        for _ in range(3):
-            plx = tf.exp(ln_plx + delta)
-            prior_slope = data["plx_ivar"] * plx * (plx - data["plx"])
-            curvature = jj + data["plx_ivar"] * plx * plx + tf.maximum(prior_slope, 0.0) + 1e-6
-            delta -= tf.clip_by_value((jj * delta - jr + prior_slope) / curvature, -1.0, 1.0)
-        return tf.clip_by_value(delta, LOWER[LN_PLX] - ln_plx, UPPER[LN_PLX] - ln_plx)
+    def _best_ln_plx(self, ln_plx, gram, data):
+        """The change of ln plx (B,) that minimises phi, the other coordinates held, and chi^2 (B,)
+        there. gram (2, 2, B): of the whitened ln plx column and the residual."""
+        n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
+        weight, delta = tf.ones_like(ln_plx), tf.zeros_like(ln_plx)
+        for _ in range(2):                 # the weight of the Student-t tails follows chi^2
+            delta = tf.zeros_like(ln_plx)
+            for _ in range(3):
+                plx = tf.exp(ln_plx + delta)
+                prior_slope = data["plx_ivar"] * plx * (plx - data["plx"])
+                slope = weight * (gram[0, 0] * delta - gram[0, 1]) + prior_slope
+                curvature = (weight * gram[0, 0] + data["plx_ivar"] * plx * plx
+                             + tf.maximum(prior_slope, 0.0) + 1e-6)
+                delta -= tf.clip_by_value(slope / curvature, -1.0, 1.0)
+            delta = tf.clip_by_value(delta, LOWER[LN_PLX] - ln_plx, UPPER[LN_PLX] - ln_plx)
+            chi2 = tf.maximum(gram[1, 1] - 2.0 * delta * gram[0, 1] + delta**2 * gram[0, 0], 0.0)
+            weight = (nu + n) / (nu + chi2)
+        return delta, chi2
 
     def _add_priors(self, u, phi, gradient, hessian, data):
         z, xi, ext, plx = u[Z], u[XI], tf.exp(u[LN_E]), tf.exp(u[LN_PLX])
@@ -258,6 +265,31 @@ class StarSolver:
         out = tf.while_loop(unfinished, iterate, (0, u, phi, grad, hess, chi2, damping, done))
         return out[1], out[2], out[4], out[5], out[7]
 
+    def _values(self, u, data, general):
+        """phi (k, B), up to a constant, at the points u (k, 6, B), with the noise as it is at the
+        first of them and the best ln plx put in."""
+        whitening, _ = self.model.noise.whitening(
+            tf.transpose(u[0, Z]), tf.exp(u[0, LN_E]), data["rel_err"], data["used"],
+            data["features"], general)
+        k, flat = u.shape[0], tf.reshape(tf.transpose(u, (1, 0, 2)), (N_PAR, -1))
+        ln_flux = self.model.flux.ln_flux(tf.transpose(flat[Z]))
+        curve, _ = self.model.flux.ext_curve(flat[XI])
+        model = ln_flux - tf.exp(flat[LN_E])[:, None] * curve + 2.0 * flat[LN_PLX][:, None]
+        residual = data["value"] - tf.reshape(model, (k, -1, model.shape[1]))
+        columns = tf.concat([2.0 * tf.ones_like(residual[:1]), residual], 0)   # (1 + k, B, n_wl)
+        white = tf.matmul(tf.transpose(columns, (1, 0, 2)), whitening, transpose_b=True)
+        jj, rr = tf.reduce_sum(white[:, :1] ** 2, 2), tf.reduce_sum(white[:, 1:] ** 2, 2)
+        jr = tf.reduce_sum(white[:, :1] * white[:, 1:], 2)
+        phi = []
+        for i in range(k):
+            gram = tf.stack([tf.stack([jj[:, 0], jr[:, i]]), tf.stack([jr[:, i], rr[:, i]])])
+            delta, chi2 = self._best_ln_plx(u[i, LN_PLX], gram, data)
+            d_plx = tf.exp(u[i, LN_PLX] + delta) - data["plx"]
+            misfit = student_misfit(chi2, tf.reduce_sum(data["used"], 1), self.model.noise.nu)
+            phi.append(misfit - self.model.prior.ln_density_z(tf.transpose(u[i, Z]))
+                       + 0.5 * u[i, XI] ** 2 - u[i, LN_E] + 0.5 * data["plx_ivar"] * d_plx**2)
+        return tf.stack(phi)
+
     # ---------------------------------------------------------------- stars in, solutions out
 
     def batch(self, data, rows):
@@ -309,14 +341,60 @@ class StarSolver:
         Every start gets a few iterations; those still close to a star's best, but not where it is,
         are finished, with the noise model evaluated anew where they are.
         Returns (best, second): `Solution`s of N stars; the second is the best one of another
-        family of stars, NaN (phi inf) where none was near.
+        family of stars, NaN (phi inf) where none was near. The curvature of the best is that of
+        `curvature_over_a_sigma`.
         """
         starts, n_starts = self._starts.find(data, self.batch_size)        # (N, k, 6), (N,)
         star, rank = np.nonzero(np.arange(starts.shape[1]) < n_starts[:, None])
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)
         go_on = self._worth_finishing(trial, star, len(data))
         trial.put(go_on, self.finish(data, trial.u[go_on], rows=star[go_on]))
-        return self._modes(trial, star, len(data))
+        best, second = self._modes(trial, star, len(data))
+        best.hessian = self.curvature_over_a_sigma(data, best)
+        return best, second
+
+    def curvature_over_a_sigma(self, data, solution):
+        """The Hessian (N, 6, 6) of `Solution`s of all stars, as phi has it over +-1 sigma.
+
+        At a point, the curvature of a learned model may be that of a ripple. So along each
+        principal axis of the covariance (of all coordinates but ln plx, which is at its best
+        everywhere), the second difference of phi one sigma away takes the place of the curvature
+        where it is smaller, down to LEAST_CURVATURE of it. Errors only grow by this.
+        """
+        hessian = solution.hessian.astype("f8")
+        free, plx = hessian[:, :LN_PLX, :LN_PLX], hessian[:, LN_PLX, :LN_PLX]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            known = plx[:, :, None] * plx[:, None] / hessian[:, LN_PLX, LN_PLX, None, None]
+            marginal = free - known
+        rows = np.flatnonzero(np.isfinite(marginal).all((1, 2)))
+        curvature, axes = np.linalg.eigh(marginal[rows])
+        proper = curvature[:, 0] > 0
+        rows, curvature, axes = rows[proper], curvature[proper], axes[proper]
+        u = np.repeat(solution.u[rows][:, None], 2 * LN_PLX + 1, 1)        # (M, 11, 6)
+        steps = np.swapaxes(axes / np.sqrt(curvature)[:, None], 1, 2)      # (M, axis, coordinate)
+        u[:, 1::2, :LN_PLX] += steps
+        u[:, 2::2, :LN_PLX] -= steps
+        phi = self._phi_of_points(data, np.clip(u, LOWER, UPPER).astype("f4"), rows)
+        rise = phi[:, 1::2] + phi[:, 2::2] - 2 * phi[:, :1]                # 1 for a parabola
+        less = np.clip(rise, LEAST_CURVATURE, 1.0) - 1.0
+        out = solution.hessian.copy()
+        out[rows, :LN_PLX, :LN_PLX] += np.einsum("mik,mk,mjk->mij", axes, less * curvature, axes)
+        return out
+
+    def _phi_of_points(self, data, u, rows):
+        """phi (M, k) of k points u (M, k, 6) of each of the stars `rows`, in the noise at the first
+        of them."""
+        phi = np.empty(u.shape[:2])
+        fast = projectable(used_fluxes(data.flux[rows], data.flux_err[rows]))
+        for general in (False, True):
+            chosen = np.flatnonzero(fast != general)
+            for start in range(0, len(chosen), self.batch_size):
+                part = chosen[start:start + self.batch_size]
+                padded = part[np.minimum(np.arange(self.batch_size), len(part) - 1)]
+                points = tf.constant(u[padded].transpose(1, 2, 0), tf.float32)
+                found = self._values_tf(points, self.batch(data, rows[part]), general).numpy()
+                phi[part] = found.T[:len(part)]
+        return phi
 
     @staticmethod
     def _worth_finishing(trial, star, n):
@@ -365,13 +443,6 @@ class StarSolver:
                 solution.put(left, self.minimise(data, solution.u[left], iterations,
                                                  rows=rows[left]))
         return solution
-
-
-def _shifted_chi2(gram, delta):
-    """chi^2 (B,) after ln plx grew by delta, from the Gram matrix (7, 7, B)."""
-    chi2 = (gram[N_PAR, N_PAR] - 2.0 * delta * gram[LN_PLX, N_PAR]
-            + delta * delta * gram[LN_PLX, LN_PLX])
-    return tf.maximum(chi2, 0.0)
 
 
 def _damped_step(grad, hess, damping):

@@ -280,6 +280,49 @@ def test_stars_of_all_patterns_in_one_call_equal_each_alone(star_solver, varied)
     assert together.converged.all()
 
 
+def test_values_of_points_are_those_of_the_descent(star_solver, varied):
+    data, truth = varied
+    rng = np.random.default_rng(4)
+    points = truth[:, None].astype("f4") + 0.1 * rng.normal(size=(len(data), 11, 6)).astype("f4")
+    found = star_solver._phi_of_points(data, points, np.arange(len(data)))
+    expected = np.stack([star_solver.minimise(data, points[:, k], 0, noise_at=points[:, 0]).phi
+                         for k in range(11)], 1)
+    np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], atol=0.02)
+
+
+def test_curvature_over_a_sigma_is_the_second_difference_where_that_is_less(star_solver, mocks):
+    data = mocks[0].take(slice(0, 60))
+    solution = star_solver.minimise(data, mocks[1][:60].astype("f4"), 60)
+    hessian = star_solver.curvature_over_a_sigma(data, solution).astype("f8")
+    before = np.linalg.inv(solution.hessian.astype("f8"))[:, :LN_PLX, :LN_PLX]
+    after = np.linalg.inv(hessian)[:, :LN_PLX, :LN_PLX]
+    ratios = []
+    for i, (old, new) in enumerate(zip(before, after, strict=True)):
+        variance, axes = np.linalg.eigh(old)
+        for sigma2, axis in zip(variance, axes.T, strict=True):
+            point = np.repeat(solution.u[i][None], 3, 0)
+            point[1:, :LN_PLX] += np.outer([1, -1], np.sqrt(sigma2) * axis)
+            middle, *ends = star_solver.minimise(
+                data, np.clip(point, LOWER, UPPER), 0, np.full(3, i), point[:1].repeat(3, 0)
+            ).phi.astype("f8")
+            growth = axis @ new @ axis / sigma2
+            ratios.append((1 / np.clip(sum(ends) - 2 * middle, 0.25, 1), growth))
+    expected, found = np.array(ratios).T
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+    assert (found > 1.02).any()
+    assert (found < 1.02).any()
+    assert np.linalg.eigvalsh(after - before).min() > -1e-4
+
+
+def test_curvature_of_a_star_without_solution_stays_as_it_is(star_solver, mocks):
+    data = mocks[0].take(slice(0, 3))
+    solution = star_solver.minimise(data, mocks[1][:3].astype("f4"), 60)
+    solution.hessian[0] = np.nan
+    solution.hessian[1] = -np.eye(6)
+    hessian = star_solver.curvature_over_a_sigma(data, solution)
+    np.testing.assert_array_equal(hessian[:2], solution.hessian[:2])
+
+
 def test_general_way_of_missing_channels_equals_the_fast_one(star_solver, varied):
     data, truth = varied
     rows = np.flatnonzero(projectable(np.isfinite(data.flux_err)))
