@@ -17,7 +17,7 @@ PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
 RUN_ALL = failed=0; for script in $(1); do echo "== $$script"; $(PY) $$script || failed=1; done; \
           exit $$failed
 
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test test-tap lint bench calibration clean
 .DEFAULT_GOAL := demo

@@ -43,7 +43,7 @@ def parse_args(argv=None):
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--stars", type=int, default=20_000,
                         help="timed, validation stars repeated (%(default)s)")
-    parser.add_argument("--checked", type=int, default=1000, help="solved again (%(default)s)")
+    parser.add_argument("--checked", type=int, default=2000, help="solved again (%(default)s)")
     parser.add_argument("--restarts", type=int, default=24, help="of each (%(default)s)")
     return parser.parse_args(argv)
 
@@ -62,6 +62,7 @@ def timed(table, solver, trained, repeats):
     watch.wrap(solver._starts, "find", "start search")
     watch.wrap(solver, "finish", "final descents")
     watch.wrap(solver, "minimise", "trial descents")
+    watch.wrap(solver, "curvature_over_a_sigma", "curvature")
     watch.wrap(catalogue, "estimates", "covariance")
     watch.wrap(catalogue, "quality_flags", "flags, confidences")
     n, totals, parts = len(table["plx"]), [], []
