@@ -269,14 +269,14 @@ def _cloud(ax, x, y, xlim, ylim, cmap=DENSITY_MAP, colour=BLUE, cells_across=(60
 
 # --- Training ---------------------------------------------------------------------------------
 def loss_history(path, epoch, series, learning_rate=None, title="Training history",
-                 ylabel="loss"):
+                 ylabel="loss", xlabel="epoch"):
     """Losses against epoch, the learning rate below.
 
     Args:
         epoch (n,): epochs.
         series: {name: (n,)} losses; NaN where a loss was not computed.
         learning_rate (n,), optional.
-        title, ylabel: what the losses are.
+        title, ylabel, xlabel: what the losses are, and of which stages the epochs.
     """
     epoch = _array("epoch", epoch, (None,))
     series = {name: _array(f"series {name!r}", values, epoch.shape)
@@ -290,7 +290,7 @@ def loss_history(path, epoch, series, learning_rate=None, title="Training histor
         axes[0, 0].set_ylabel(ylabel)
         if learning_rate is not None:
             _learning_rate(axes[1, 0], epoch, learning_rate)
-        axes[-1, 0].set_xlabel("epoch")
+        axes[-1, 0].set_xlabel(xlabel)
         axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     return Path(path)
 

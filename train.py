@@ -316,9 +316,12 @@ def draw_figures(folder, trainer, columns, table, rows):
     model = trainer.model.flux
     wavelengths = model.sample_wavelengths.numpy()
     for kind in ("likelihood", "posterior"):
-        losses = np.array([h.get(f"{kind}_loss", np.nan) for h in trainer.history])
-        figures.loss_history(folder / f"loss_{kind}.png", np.arange(len(losses)),
-                             {f"{kind} loss": losses})
+        stages = [s["name"] for s in trainer.recipe["stages"] if s["kind"] == kind]
+        losses = np.array([h.get(f"{kind}_loss", np.nan) for h in trainer.history
+                           if h["stage"] in stages])
+        if len(losses):
+            figures.loss_history(folder / f"loss_{kind}.png", np.arange(len(losses)),
+                                 {f"{kind} loss": losses}, xlabel=f"epoch of {', '.join(stages)}")
     xi = np.linspace(-2, 2, 5)
     curve = np.log(model.ext_curve(xi.astype("f4"))[0].numpy())
     figures.extinction_curve(folder / "extinction_curve.png", wavelengths, xi, curve)
