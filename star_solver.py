@@ -294,7 +294,7 @@ class StarSolver:
 
     def batch(self, data, rows):
         """TensorFlow tensors of the stars `rows`, padded to `batch_size` with the last of them."""
-        take = data.take(rows[np.minimum(np.arange(self.batch_size), len(rows) - 1)])
+        take = data.take(rows[self._padding(len(rows))])
         observed = ln_flux_data(take.flux, take.flux_err)
         out = dict(vars(observed))
         out["plx"], out["plx_ivar"] = gaussian_prior(take.plx, take.plx_err)
@@ -313,18 +313,27 @@ class StarSolver:
         rows = np.arange(len(data)) if rows is None else rows
         noise_at = u0 if noise_at is None else noise_at
         solution = Solution.empty(len(rows))
+        for part, general in self._parts(data, rows):
+            solution.put(part, self._minimise_batch(data, rows[part], u0[part], noise_at[part],
+                                                    iterations, general))
+        return solution
+
+    def _parts(self, data, rows):
+        """Places in `rows` of at most `batch_size` stars at a time, and whether their missing
+        channels need the noise model's general way."""
         fast = projectable(used_fluxes(data.flux[rows], data.flux_err[rows]))
         for general in (False, True):
             chosen = np.flatnonzero(fast != general)
             for start in range(0, len(chosen), self.batch_size):
-                part = chosen[start:start + self.batch_size]
-                solution.put(part, self._minimise_batch(data, rows[part], u0[part],
-                                                        noise_at[part], iterations, general))
-        return solution
+                yield chosen[start:start + self.batch_size], general
+
+    def _padding(self, n):
+        """Places 0..n-1, the last one repeated up to `batch_size`."""
+        return np.minimum(np.arange(self.batch_size), n - 1)
 
     def _minimise_batch(self, data, rows, u0, noise_at, iterations, general):
         m = len(rows)
-        pad = np.minimum(np.arange(self.batch_size), m - 1)
+        pad = self._padding(m)
         u0, noise_at = (tf.constant(u[pad].T, tf.float32) for u in (u0, noise_at))
         out = self._minimise_tf(u0, noise_at, self.batch(data, rows), tf.constant(iterations),
                                 general)
@@ -385,15 +394,11 @@ class StarSolver:
         """phi (M, k) of k points u (M, k, 6) of each of the stars `rows`, in the noise at the first
         of them."""
         phi = np.empty(u.shape[:2])
-        fast = projectable(used_fluxes(data.flux[rows], data.flux_err[rows]))
-        for general in (False, True):
-            chosen = np.flatnonzero(fast != general)
-            for start in range(0, len(chosen), self.batch_size):
-                part = chosen[start:start + self.batch_size]
-                padded = part[np.minimum(np.arange(self.batch_size), len(part) - 1)]
-                points = tf.constant(u[padded].transpose(1, 2, 0), tf.float32)
-                found = self._values_tf(points, self.batch(data, rows[part]), general).numpy()
-                phi[part] = found.T[:len(part)]
+        for part, general in self._parts(data, rows):
+            points = u[part[self._padding(len(part))]].transpose(1, 2, 0)
+            found = self._values_tf(tf.constant(points, tf.float32), self.batch(data, rows[part]),
+                                    general)
+            phi[part] = found.numpy().T[:len(part)]
         return phi
 
     @staticmethod

@@ -127,8 +127,7 @@ def check_stage(stage):
     gradient = STAGE_KEYS[kind] is _GRADIENT_KEYS
     _check_keys(where, stage, STAGE_KEYS[kind], _OPTIONAL_KEYS if gradient else ())
     for name in sorted(set(stage) - {"name", "kind", "train", "select"}):
-        _check_number(where, stage, name, least=1 if name in SIZES else 0,
-                      most=1 if name in FRACTIONS else np.inf)
+        _check_number(where, stage, name, least=1 if name in SIZES else 0)
     if gradient:
         unknown = set(stage["train"]) - set(GROUPS)
         if unknown or not stage["train"]:
