@@ -12,7 +12,7 @@ import numpy as np
 
 import xp_utils
 from model import LABEL_NAMES, N_LABELS, StellarModel, ln_flux_data, used_fluxes
-from star_solver import LN_E, LN_PLX, XI, StarData
+from star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Solution, StarData
 
 # Order of `stellar_params_est`: Teff (kK), [Fe/H], log g, E, parallax (mas), xi.
 PARAMETER_NAMES = ("teff", "feh", "logg", "E", "plx", "xi")
@@ -65,6 +65,47 @@ def inverse_or_nan(matrices):
     return out / (scale[:, :, None] * scale[:, None])
 
 
+# ------------------------------------------------------------- the direct estimate and the model's
+
+
+MODEL_ALONE = np.array([1.0, 0.0])    # pool weights that leave the forward model's posterior alone
+POOL_NU = 5.0                         # of the labels' errors, when the weights are fitted
+
+
+def pool(solution, z, sigma, weights):
+    """`Solution` of N stars with the direct estimate z, sigma (N, 3) of their types pooled in.
+
+    The type's posterior is the logarithmic pool (Genest & Zidek 1986, Statistical Science 1, 114)
+    of the forward model's, dust and the rest marginalised, and of the direct estimate: precision
+    a P + b diag(1/sigma^2), weights (a, b). Both come from the same fluxes, so a + b is near 1, not
+    2. Dust, parallax and xi given the type are the forward model's. phi, chi2 and converged remain
+    those of the forward model's maximum. A star without proper curvature stays as it is.
+    """
+    out = Solution(*(value.copy() for value in vars(solution).values()))
+    hessian = solution.hessian.astype("f8")
+    rows = np.flatnonzero(np.isfinite(inverse_or_nan(hessian)).all((1, 2))
+                          & np.isfinite(z).all(1) & np.isfinite(sigma).all(1))
+    hessian, first = hessian[rows], solution.u[rows].astype("f8")
+    to_rest = np.linalg.solve(hessian[:, 3:, 3:], hessian[:, 3:, :3])      # of the rest with z
+    own = hessian[:, :3, :3] - hessian[:, :3, 3:] @ to_rest
+    extra = weights[1] / sigma[rows].astype("f8") ** 2
+    pooled = weights[0] * own + extra[:, :, None] * np.eye(3)
+    step = np.linalg.solve(pooled, (extra * (z[rows] - first[:, :3]))[:, :, None])
+    move = np.concatenate([step, -to_rest @ step], 1)[:, :, 0]
+    out.u[rows] = np.clip(first + move, LOWER, UPPER)
+    out.hessian[rows, :3, :3] += pooled - own
+    return out
+
+
+def pool_loss(solution, z):
+    """-ln p of labels z (N, 3) under the pooled `solution`, Student-t, mean over stars and labels,
+    up to a constant; stars without proper curvature are left out."""
+    cov = inverse_or_nan(solution.hessian.astype("f8"))[:, :3, :3]
+    variance = np.einsum("nii->ni", cov)
+    off2 = (solution.u[:, :3] - z) ** 2 / variance
+    return np.nanmean(0.5 * np.log(variance) + 0.5 * (POOL_NU + 1) * np.log1p(off2 / POOL_NU))
+
+
 # --------------------------------------------------------------------------- flags, confidence
 
 
@@ -94,12 +135,13 @@ class QualityFlag(IntFlag):
 
 @dataclass
 class TrainedModel:
-    """All that step 10 needs: model, confidences, and the range of the training stars.
+    """All that step 10 needs: model, confidences, range of the training stars, pool weights.
 
     confidence_mean, _scale (p,), _weight (3, p), _offset (3,): logistic regressions on
     `confidence_features`. hull (k, 4): the convex hull of the training labels, points x inside
     have hull[:, :3] x + hull[:, 3] <= 0. ranges (2, 3): lowest and highest E, brightness and error
-    level of the training stars.
+    level of the training stars. pool_weights (2,): of the forward model and the direct estimate in
+    `pool`.
     """
 
     stellar: StellarModel
@@ -109,9 +151,10 @@ class TrainedModel:
     confidence_offset: np.ndarray
     hull: np.ndarray
     ranges: np.ndarray
+    pool_weights: np.ndarray
 
     ARRAYS = ("confidence_mean", "confidence_scale", "confidence_weight", "confidence_offset",
-              "hull", "ranges")
+              "hull", "ranges", "pool_weights")
 
     def to_arrays(self):
         """All that defines it, as {name: array}."""
@@ -145,6 +188,8 @@ def confidence_features(columns, features, has_parallax):
     """
     est, err = columns["stellar_params_est"], columns["stellar_params_err"]
     second = columns["second_delta_ln_post"]
+    model_est, model_err = columns["model_params_est"], columns["model_params_err"]
+    apart = np.abs(est - model_est)[:, :N_LABELS] / model_err[:, :N_LABELS]
     linear = np.column_stack([
         est[:, :3],
         np.log(est[:, 3] + 0.05),
@@ -156,6 +201,7 @@ def confidence_features(columns, features, has_parallax):
         features,
         has_parallax,
         columns["n_flux"],
+        np.log(apart.max(1) + 0.1),
     ]).astype("f8")
     centred = linear - CONFIDENCE_CENTRE
     return np.concatenate([linear, centred * centred], 1)
@@ -163,7 +209,7 @@ def confidence_features(columns, features, has_parallax):
 
 # Typical values, about which the features are squared.
 CONFIDENCE_CENTRE = np.array([5.0, -0.4, 3.0, -1.5, 0.0, -3.0, -2.7, -2.5, -3.0, 0.0, -3.0,
-                              NO_SECOND_MODE, 6.0, -4.0, 0.5, 64.0])
+                              NO_SECOND_MODE, 6.0, -4.0, 0.5, 64.0, -1.0])
 
 
 def is_right(columns, label, label_err):
@@ -185,6 +231,8 @@ INFERRED = {
     "stellar_params_err": (6,),
     "stellar_params_cov_triu": (21,),
     "stellar_params_icov_triu": (21,),
+    "model_params_est": (6,),
+    "model_params_err": (6,),
     "second_params_est": (6,),
     "second_delta_ln_post": (),
     "chi2_opt": (),
@@ -195,15 +243,17 @@ INFERRED = {
 PARAMETERS = ("Teff (kK), [Fe/H] (dex), log g (dex), E (units of the training set's reddening), "
               "parallax (mas), xi")
 DESCRIPTIONS = {
-    "stellar_params_est": f"{PARAMETERS}: at the maximum of the posterior",
+    "stellar_params_est": f"{PARAMETERS}: the forward model, pooled with the direct estimate",
     "stellar_params_err": f"{PARAMETERS}: 1 sigma",
     "stellar_params_cov_triu": "upper triangle, row order, of the covariance",
     "stellar_params_icov_triu": "upper triangle, row order, of the inverse covariance",
+    "model_params_est": f"{PARAMETERS}: of the forward model alone, the maximum of its posterior",
+    "model_params_err": f"{PARAMETERS}: 1 sigma, of the forward model alone",
     "second_params_est": f"{PARAMETERS}: best solution in another family of stars",
     "second_delta_ln_post": "ln posterior of that solution, relative to the best",
-    "chi2_opt": "chi^2 of the fluxes under the learned noise",
-    "ln_prior": "ln of the prior of stellar types, per kK dex dex",
-    "ln_post": "the maximised ln posterior, per unit of ln E, up to a constant",
+    "chi2_opt": "chi^2 of the fluxes under the learned noise, at model_params_est",
+    "ln_prior": "ln of the prior of stellar types at model_params_est, per kK dex dex",
+    "ln_post": "ln posterior at model_params_est, per unit of ln E, up to a constant",
     **dict.fromkeys(CONFIDENCES, "probability of being within 3 sigma and "
                     f"{CONFIDENCE_TOLERANCE} (kK, dex, dex) of the truth"),
 }
@@ -223,7 +273,7 @@ def infer(table, solver, trained):
     out["quality_flags"] = np.full(len(used), QualityFlag.BAD_INPUT.value, "u2")
     if len(rows):
         data = StarData(*(table[name][rows] for name in OBSERVED))
-        found, converged = solved_columns(data, solver, out["n_flux"][rows])
+        found, converged = solved_columns(data, solver, trained, out["n_flux"][rows])
         flags = quality_flags(found, converged, n_xp[rows], data, trained)
         for name in INFERRED:
             out[name][rows] = found[name]
@@ -231,16 +281,22 @@ def infer(table, solver, trained):
     return out
 
 
-def solved_columns(data, solver, n_flux):
+def solved_columns(data, solver, trained, n_flux):
     """INFERRED columns but for the confidences, and converged (N,) bool, of usable stars."""
-    best, second = solver.solve(data)
+    direct = (None, None) if solver.model.direct is None else solver.direct(data)
+    best, second = solver.solve(data, direct[0])
     first, other = estimates(best, solver.model), estimates(second, solver.model)
+    pooled = first
+    if trained.pool_weights[1]:
+        pooled = estimates(pool(best, *direct, trained.pool_weights), solver.model)
     triu = np.triu_indices(6)
     found = {
-        "stellar_params_est": first.est,
-        "stellar_params_err": first.err,
-        "stellar_params_cov_triu": first.cov[:, triu[0], triu[1]],
-        "stellar_params_icov_triu": first.icov[:, triu[0], triu[1]],
+        "stellar_params_est": pooled.est,
+        "stellar_params_err": pooled.err,
+        "stellar_params_cov_triu": pooled.cov[:, triu[0], triu[1]],
+        "stellar_params_icov_triu": pooled.icov[:, triu[0], triu[1]],
+        "model_params_est": first.est,
+        "model_params_err": first.err,
         "second_params_est": other.est,
         "second_delta_ln_post": np.where(np.isfinite(other.est[:, 0]), best.phi - second.phi,
                                          np.nan),

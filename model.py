@@ -9,12 +9,14 @@ with F a small neural network (ln flux at 1 kpc without dust), and a, b one numb
 (Zhang, Green & Rix 2023, MNRAS 524, 1855; Zhang & Green 2025, Science). Observed ln fluxes scatter
 about it with a full covariance that a second network gives as a function of the star (NoiseModel).
 In ln flux dust and distance are linear, so they can be marginalised in closed form
-(`marginal_chi2`). docs/model.md has the equations.
+(`marginal_chi2`). Beside the forward model stands a network that knows nothing of physics and gives
+the type straight from the fluxes (DirectNetwork). docs/model.md has the equations.
 
 This file knows TensorFlow and arrays, nothing of files, except the export of a TensorFlow
 SavedModel, whose interface is that of the published model.
 """
 
+import itertools
 import logging
 import os
 from dataclasses import dataclass
@@ -384,6 +386,100 @@ def _project_out(s, ln_det, column, missing):
     return s, ln_det - 0.5 * tf.math.log(norm2)
 
 
+# -------------------------------------------------------------------------- the direct estimate
+
+
+DIRECT_NETWORKS = 4             # whose mean is the estimate
+DIRECT_HIDDEN = (128, 128, 64)  # units of their layers
+DIRECT_LIMIT = 6.0              # standardised inputs are bent to this range
+DIRECT_MIN_SCALE = 0.05         # of an input
+DIRECT_START_LN_SIGMA = -1.5
+DIRECT_LN_SIGMA = (-5.0, 2.0)   # limits, of the standardised labels
+
+
+def direct_inputs(observed, plx, plx_err):
+    """What the direct estimate sees of stars, float32, NaN where a star has nothing to show.
+
+    observed: `LnFlux` of N stars; plx, plx_err (N,): mas, NaN where there is none. Columns (N, 76):
+    the ln fluxes relative to the brightness; the error level; the ln flux at 1 kpc and the ln
+    relative error of the parallax, a parallax below its error taken as that; and what is there:
+    the share of XP fluxes, each photometric band, the parallax.
+    """
+    used, n_xp = observed.used > 0, xp_utils.N_XP
+    bright, level = observed.features.T
+    plx, plx_err = np.asarray(plx, "f8"), np.asarray(plx_err, "f8")
+    known = np.isfinite(plx) & (plx_err > 0)
+    err = np.where(known, plx_err, np.nan)
+    floored = np.fmax(plx, err) + 0.0 * err
+    fluxes = np.where(used, observed.value - bright[:, None], np.nan)
+    return np.column_stack([
+        fluxes, level, bright - 2 * np.log(floored), np.log(err / floored),
+        used[:, :n_xp].mean(1), used[:, n_xp:], known]).astype("f4")
+
+
+class DirectNetwork(tf.Module):
+    """Teff, [Fe/H] and log g straight from the observed fluxes: small networks that are averaged.
+
+    It knows neither dust nor distance, and its errors are not those of the forward model: together
+    they are better than either (`catalogue.pool`).
+
+    Args:
+        inputs (N, p): `direct_inputs` of training stars, which set the standardisation; inputs that
+            are the same for all of them are not used.
+        n_networks, hidden: number of networks, units of their layers. seed: of their weights.
+    """
+
+    def __init__(self, inputs, n_networks=DIRECT_NETWORKS, hidden=DIRECT_HIDDEN, seed=0):
+        super().__init__(name="direct_network")
+        inputs = np.asarray(inputs, "f8")
+        seen, count = np.isfinite(inputs), np.isfinite(inputs).sum(0).clip(1)
+        mean = np.where(seen, inputs, 0).sum(0) / count
+        scale = np.sqrt((np.where(seen, inputs - mean, 0) ** 2).sum(0) / count)
+        scale = np.where(scale > 1e-6, np.maximum(scale, DIRECT_MIN_SCALE), np.inf)
+        self.mean, self.scale = tf.constant(mean, tf.float32), tf.constant(scale, tf.float32)
+        rng = np.random.default_rng([seed, 2])
+        sizes = (inputs.shape[1], *hidden, 2 * N_LABELS)
+        self.weights, self.biases = [], []
+        for k, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
+            size = np.sqrt(2 / n_in) if k < len(hidden) else 0.1 / np.sqrt(n_in)
+            values = size * rng.normal(size=(n_networks, n_in, n_out))
+            self.weights.append(tf.Variable(values, dtype=tf.float32, name=f"direct_w{k}"))
+            self.biases.append(tf.Variable(tf.zeros((n_networks, 1, n_out)), name=f"direct_b{k}"))
+
+    def outputs(self, inputs):
+        """Standardised types (n_networks, B, 3) and ln of their errors, from inputs (B, p)."""
+        x = (inputs - self.mean) / self.scale
+        x = DIRECT_LIMIT * tf.tanh(tf.where(tf.math.is_nan(x), 0.0, x) / DIRECT_LIMIT)
+        h = tf.tile(x[None], (self.weights[0].shape[0], 1, 1))
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = tf.matmul(tf.nn.relu(h) if k else h, weight) + bias
+        ln_sigma = tf.clip_by_value(h[:, :, N_LABELS:] + DIRECT_START_LN_SIGMA, *DIRECT_LN_SIGMA)
+        return h[:, :, :N_LABELS], ln_sigma
+
+    def estimate(self, inputs):
+        """z (B, 3) and its error (B, 3), which grows where the networks disagree."""
+        z, ln_sigma = self.outputs(inputs)
+        variance = tf.math.reduce_mean(tf.exp(2.0 * ln_sigma), 0) + tf.math.reduce_variance(z, 0)
+        return tf.reduce_mean(z, 0), tf.sqrt(variance)
+
+    def to_arrays(self):
+        """All that defines the network, as {name: array}."""
+        arrays = {v.name.split(":")[0]: v.numpy() for v in self.variables}
+        return arrays | {"direct_mean": self.mean.numpy(), "direct_scale": self.scale.numpy()}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        """The network that `to_arrays` described. Raises KeyError where an array is missing."""
+        layers = sum(name.startswith("direct_w") for name in arrays)
+        shapes = [arrays[f"direct_w{k}"].shape for k in range(layers)]
+        network = cls(np.zeros((1, shapes[0][1])), shapes[0][0], [s[2] for s in shapes[:-1]])
+        network.mean, network.scale = (tf.constant(arrays[f"direct_{name}"], tf.float32)
+                                       for name in ("mean", "scale"))
+        for variable in network.variables:
+            variable.assign(arrays[variable.name.split(":")[0]])
+        return network
+
+
 # --------------------------------------------------------------- small systems, and nuisances
 
 
@@ -544,30 +640,42 @@ class MixturePrior(tf.Module):
                    arrays["prior_theta_scale"], float(arrays["prior_ln_floor"]))
 
 
-def fit_prior(theta, theta_mean, theta_scale, n_components=16, seed=0):
-    """Fit a `MixturePrior` to labels theta (N, 3) in (kK, dex, dex). Seeded, so repeatable."""
+PRIOR_SMOOTHING = 0.1    # of z: the mixture is smoothed by a Gaussian of this width
+
+
+def fit_prior(theta, theta_mean, theta_scale, n_components=8, seed=0):
+    """Fit a `MixturePrior` to labels theta (N, 3) in (kK, dex, dex). Seeded, so repeatable.
+
+    Smoothed by PRIOR_SMOOTHING: a mixture has seams and knots that the stars have not, and each of
+    them can hold an optimum of its own.
+    """
     from sklearn.mixture import GaussianMixture
 
     z = (np.asarray(theta, "f8") - theta_mean) / theta_scale
     mixture = GaussianMixture(min(n_components, max(1, len(z) // 50)), reg_covar=1e-3,
                               random_state=seed, n_init=1, max_iter=300).fit(z)
-    ln_density = mixture.score_samples(z) - np.log(theta_scale).sum()
-    return MixturePrior(mixture.weights_, mixture.means_, mixture.covariances_, theta_scale,
-                        np.quantile(ln_density, 0.001))
+    covariances = mixture.covariances_ + PRIOR_SMOOTHING**2 * np.eye(N_LABELS)
+    prior = MixturePrior(mixture.weights_, mixture.means_, covariances, theta_scale)
+    prior.ln_prior_floor = float(np.quantile(prior.ln_density(z.astype("f4")).numpy(), 0.001))
+    return prior
 
 
 @dataclass
 class StellarModel:
-    """What training makes and inference needs: forward model, noise model, prior."""
+    """What training makes and inference needs: forward model, noise model, prior and, where the
+    recipe trains one, the direct estimate."""
 
     flux: FluxModel
     noise: NoiseModel
     prior: MixturePrior
+    direct: DirectNetwork | None = None
 
     def to_arrays(self):
         """All that defines the model, as {name: array}."""
         arrays = self.flux.to_arrays() | self.prior.to_arrays()
         arrays |= {v.name.split(":")[0]: v.numpy() for v in self.noise.variables}
+        if self.direct is not None:
+            arrays |= self.direct.to_arrays()
         return arrays | {"noise_feature_mean": self.noise.feature_mean.numpy(),
                          "noise_feature_scale": self.noise.feature_scale.numpy()}
 
@@ -578,7 +686,8 @@ class StellarModel:
                            arrays["noise_feature_scale"], len(arrays["noise_b1"]))
         for variable in noise.variables:
             variable.assign(arrays[variable.name.split(":")[0]])
-        return cls(FluxModel.from_arrays(arrays), noise, MixturePrior.from_arrays(arrays))
+        direct = DirectNetwork.from_arrays(arrays) if "direct_mean" in arrays else None
+        return cls(FluxModel.from_arrays(arrays), noise, MixturePrior.from_arrays(arrays), direct)
 
 
 class ExportedModel(tf.Module):

@@ -27,6 +27,7 @@ import tensorflow as tf
 import xp_utils
 from model import (
     cholesky_small,
+    direct_inputs,
     ln_flux_data,
     solve_small,
     student_misfit,
@@ -55,7 +56,10 @@ TEMPLATE_MIN_NM = 442.0    # bluer, the flux of red stars is noise
 TEMPLATE_N_PCA = 12
 TEMPLATE_LN_FLUX_ERR = 0.04  # distance of a star to the nearest template, per channel
 MAX_STARTS = 4
-START_MARGIN = 12.0          # a family this much worse (in chi^2) than the best is tried as well
+BESIDE_DIRECT = 1.0          # of z: templates of its family that are nearer to the direct estimate
+                             # are not tried
+START_EXT_RANGE = (0.02, 8.0)
+START_MARGIN = 8.0           # a family this much worse (in chi^2) than the best is tried as well
 TRIAL_ITERATIONS = 5         # then starts that are behind by more than TRIAL_MARGIN in phi end
 TRIAL_MARGIN = 5.0
 TRIAL_SAME_MODE = 0.3        # of z: starts closer than this to the star's best end as well
@@ -146,6 +150,8 @@ class StarSolver:
         self._starts = None if labelled else StartSearch(model, seed)
         self._minimise_tf = tf.function(self._minimise, jit_compile=True)
         self._values_tf = tf.function(self._values, jit_compile=True)
+        if model.direct is not None:
+            self._direct_tf = tf.function(model.direct.estimate, jit_compile=True)
 
     # ---------------------------------------------------------------- the objective, in TensorFlow
 
@@ -344,17 +350,19 @@ class StarSolver:
         """phi (N,) at u (N, 6), after the best ln plx was put in."""
         return self.minimise(data, u, iterations=0).phi
 
-    def solve(self, data):
+    def solve(self, data, z_direct=None):
         """Start search, descents from the starts worth it, and the best two modes found.
 
         Every start gets a few iterations; those still close to a star's best, but not where it is,
         are finished, with the noise model evaluated anew where they are.
         Returns (best, second): `Solution`s of N stars; the second is the best one of another
         family of stars, NaN (phi inf) where none was near. The curvature of the best is that of
-        `curvature_over_a_sigma`.
+        `curvature_over_a_sigma`. z_direct (N, 3): the types that `direct` gives, if known already.
         """
-        starts, n_starts = self._starts.find(data, self.batch_size)        # (N, k, 6), (N,)
-        star, rank = np.nonzero(np.arange(starts.shape[1]) < n_starts[:, None])
+        if z_direct is None and self.model.direct is not None:
+            z_direct, _ = self.direct(data)
+        starts, tried = self._starts.find(data, self.batch_size, z_direct)
+        rank, star = np.nonzero(tried.T)     # starts of one kind together: they take alike long
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)
         go_on = self._worth_finishing(trial, star, len(data))
         trial.put(go_on, self.finish(data, trial.u[go_on], rows=star[go_on]))
@@ -362,13 +370,24 @@ class StarSolver:
         best.hessian = self.curvature_over_a_sigma(data, best)
         return best, second
 
-    def curvature_over_a_sigma(self, data, solution):
-        """The Hessian (N, 6, 6) of `Solution`s of all stars, as phi has it over +-1 sigma.
+    def direct(self, data):
+        """The model's direct estimate of the stars: z (N, 3) and its error (N, 3)."""
+        out = np.empty((2, len(data), 3), "f4")
+        for k in range(0, len(data), self.batch_size):
+            rows = np.arange(k, min(k + self.batch_size, len(data)))
+            take = data.take(rows[self._padding(len(rows))])
+            inputs = direct_inputs(ln_flux_data(take.flux, take.flux_err), take.plx, take.plx_err)
+            out[:, rows] = [x.numpy()[:len(rows)] for x in self._direct_tf(inputs)]
+        return out
 
-        At a point, the curvature of a learned model may be that of a ripple. So along each
+    def curvature_over_a_sigma(self, data, solution):
+        """The Hessian (N, 6, 6) of `Solution`s of all stars, as phi has it over a sigma.
+
+        At a point, the curvature of a learned model may be that of a ripple, and a posterior that
+        leans to one side has its mean, and most of the truths, on its flatter one. So along each
         principal axis of the covariance (of all coordinates but ln plx, which is at its best
-        everywhere), the second difference of phi one sigma away takes the place of the curvature
-        where it is smaller, down to LEAST_CURVATURE of it. Errors only grow by this.
+        everywhere), the rise of phi over a sigma on the flatter side takes the place of the
+        curvature where it is smaller, down to LEAST_CURVATURE of it. Errors only grow by this.
         """
         hessian = solution.hessian.astype("f8")
         free, plx = hessian[:, :LN_PLX, :LN_PLX], hessian[:, LN_PLX, :LN_PLX]
@@ -384,8 +403,8 @@ class StarSolver:
         u[:, 1::2, :LN_PLX] += steps
         u[:, 2::2, :LN_PLX] -= steps
         phi = self._phi_of_points(data, np.clip(u, LOWER, UPPER).astype("f4"), rows)
-        rise = phi[:, 1::2] + phi[:, 2::2] - 2 * phi[:, :1]                # 1 for a parabola
-        less = np.clip(rise, LEAST_CURVATURE, 1.0) - 1.0
+        rise = np.minimum(phi[:, 1::2], phi[:, 2::2]) - phi[:, :1]         # 1/2 for a parabola
+        less = np.clip(2 * rise, LEAST_CURVATURE, 1.0) - 1.0
         out = solution.hessian.copy()
         out[rows, :LN_PLX, :LN_PLX] += np.einsum("mik,mk,mjk->mij", axes, less * curvature, axes)
         return out
@@ -483,11 +502,11 @@ class StartSearch:
     """
 
     def __init__(self, model, seed=0):
-        prior, model = model.prior, model.flux
+        prior, self.model = model.prior, model.flux
+        model = self.model
         rng = np.random.default_rng(seed)
         z = np.clip(prior.sample(N_TEMPLATES, rng, TEMPLATE_WIDENING), LOWER[Z], UPPER[Z])
-        theta = z * model.theta_scale.numpy() + model.theta_mean.numpy()
-        family = family_of(theta)
+        family = family_of(self._theta(z))
         order = np.argsort(family, kind="stable")
         self.z, self.family = z[order].astype("f4"), family[order]
         self.ln_flux = model.ln_flux(tf.constant(self.z)).numpy()
@@ -498,6 +517,9 @@ class StartSearch:
         self.usable = self.xp[wl[self.xp] >= TEMPLATE_MIN_NM]
         self._tables = {}
         self._search_tf = tf.function(self._search)
+
+    def _theta(self, z):
+        return z * self.model.theta_scale.numpy() + self.model.theta_mean.numpy()
 
     def _table(self, channels):
         """Projection and template coordinates for one set of XP channels (cached)."""
@@ -517,7 +539,7 @@ class StartSearch:
             self._tables[key] = tuple(tf.constant(a, tf.float32) for a in (padded, coords))
         return self._tables[key]
 
-    def _search(self, ln_flux, plx, plx_ivar, project, coords):
+    def _search(self, ln_flux, plx, plx_ivar, z_direct, project, coords):
         x = ln_flux @ project                                      # (B, n_pca + 2)
         n = project.shape[1] - 2
         t, s = coords[:, :n], x[:, :n]
@@ -532,18 +554,24 @@ class StartSearch:
         best = [tf.reduce_min(cost[:, a:b], 1) for a, b in self._family_slices()]
         index = [a + tf.argmin(cost[:, a:b], 1, tf.int32) for a, b in self._family_slices()]
         index = tf.stack(index, 1)
+        soft = x[:, n:] - self.model.ln_flux(z_direct) @ project[:, n:]    # ln plx and E there
         return (tf.stack(best, 1), index, tf.gather(ln_plx, index, batch_dims=1),
-                tf.gather(ext, index, batch_dims=1))
+                tf.gather(ext, index, batch_dims=1), soft)
 
     def _family_slices(self):
         edges = np.searchsorted(self.family, np.arange(8))
         return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
-    def find(self, data, batch_size):
-        """Starts u (N, MAX_STARTS, 6) of each star, best first, and how many are worth a try."""
-        starts = np.zeros((len(data), MAX_STARTS, N_PAR), "f4")
+    def find(self, data, batch_size, z_direct=None):
+        """Starts u (N, k, 6) of each star, and which of them are worth a try (N, k) bool.
+
+        The first is at the direct estimate z_direct (N, 3), if there is one; the others are the
+        best templates of each family, best first, but for one that would start beside it.
+        """
+        starts = np.zeros((len(data), 1 + MAX_STARTS, N_PAR), "f4")
         starts[:, :, LN_E] = -2.0           # without a spectrum: the centre of the prior
-        n_starts = np.ones(len(data), int)
+        tried = np.zeros(starts.shape[:2], bool)
+        tried[:, 1] = True
         used = used_fluxes(data.flux, data.flux_err)[:, :xp_utils.N_XP]
         patterns, which = np.unique(used, axis=0, return_inverse=True)
         for i, pattern in enumerate(patterns):
@@ -553,25 +581,38 @@ class StartSearch:
             alike = np.flatnonzero(which == i)
             for k in range(0, len(alike), batch_size):
                 rows = alike[k:k + batch_size]
-                starts[rows], n_starts[rows] = self._find_batch(data, rows, channels, batch_size)
-        return starts, n_starts
+                z = np.zeros((len(rows), 3)) if z_direct is None else z_direct[rows]
+                starts[rows], tried[rows] = self._find_batch(data, rows, channels, batch_size, z)
+        if z_direct is None:
+            return starts[:, 1:], tried[:, 1:]
+        z = starts[:, :, Z]
+        family = family_of(self._theta(z).reshape(-1, 3)).reshape(tried.shape)
+        beside = (family == family[:, :1]) & (np.abs(z - z[:, :1]).max(2) < BESIDE_DIRECT)
+        beside[:, 0] = False
+        return starts, tried & ~(beside & tried[:, :1])
 
-    def _find_batch(self, data, rows, channels, batch_size):
-        """Starts (m, MAX_STARTS, 6) and their number (m,) for at most `batch_size` stars."""
+    def _find_batch(self, data, rows, channels, batch_size, z_direct):
+        """Starts (m, k, 6) and which to try (m, k) for at most `batch_size` stars."""
         m = len(rows)
         flux, err = data.flux[rows][:, channels], data.flux_err[rows][:, channels]
         ln_flux = np.zeros((batch_size, data.flux.shape[1]), "f4")
         ln_flux[:m, channels] = np.log(np.maximum(flux, np.maximum(0.5 * err, 1e-30)))
         plx, ivar = np.zeros((2, batch_size), "f4")
         plx[:m], ivar[:m] = gaussian_prior(data.plx[rows], data.plx_err[rows])
-        out = self._search_tf(ln_flux, plx, ivar, *self._table(channels))
-        cost, index, ln_plx, ext = (x.numpy()[:m] for x in out)            # (m, families)
+        z = np.zeros((batch_size, 3), "f4")
+        z[:m] = z_direct
+        out = self._search_tf(ln_flux, plx, ivar, z, *self._table(channels))
+        cost, index, ln_plx, ext, soft = (x.numpy()[:m] for x in out)      # (m, families), (m, 2)
         order = np.argsort(cost, 1)[:, :MAX_STARTS]
         cost, index, ln_plx, ext = (np.take_along_axis(a, order, 1)
                                     for a in (cost, index, ln_plx, ext))
-        u = np.zeros((m, MAX_STARTS, N_PAR), "f4")
-        k = order.shape[1]
-        u[:, :k, Z] = self.z[index]
-        u[:, :k, LN_E] = np.log(np.clip(ext, 0.02, 8.0))
-        u[:, :k, LN_PLX] = ln_plx
-        return np.clip(u, LOWER, UPPER), (cost < cost[:, :1] + START_MARGIN).sum(1)
+        u = np.zeros((m, 1 + MAX_STARTS, N_PAR), "f4")
+        k = 1 + order.shape[1]
+        u[:, 0, Z], u[:, 1:k, Z] = z_direct, self.z[index]
+        u[:, 0, LN_PLX], u[:, 1:k, LN_PLX] = soft[:, 0], ln_plx
+        u[:, 0, LN_E] = np.log(np.clip(soft[:, 1], *START_EXT_RANGE))
+        u[:, 1:k, LN_E] = np.log(np.clip(ext, *START_EXT_RANGE))
+        tried = np.ones(u.shape[:2], bool)
+        tried[:, 1:] = False
+        tried[:, 1:k] = cost < cost[:, :1] + START_MARGIN
+        return np.clip(u, LOWER, UPPER), tried

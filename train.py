@@ -64,12 +64,12 @@ FRACTIONS = {"validation_fraction", "calibration_fraction", "hide_parallax", "hi
              "hide_bp"}
 SIZES = {"hidden", "noise_hidden", "prior_components", "steps", "max_epochs", "batch_size"}
 INTEGERS = SIZES | {"seed"}
-GROUPS = ("network", "extinction", "extinction_xi", "noise", "noise_level")   # of variables
+GROUPS = ("network", "extinction", "extinction_xi", "noise", "noise_level", "direct")
 SELECTIONS = {"max_teff_err", "max_feh_err", "max_logg_err", "min_plx_snr", "min_ext"}
 _GRADIENT_KEYS = {"name", "kind", "steps", "batch_size", "learning_rate", "train"}
-_OPTIONAL_KEYS = {"select", "max_epochs", "weight_decay"}
+_OPTIONAL_KEYS = {"select", "max_epochs", "weight_decay", "hide_parallax"}
 STAGE_KEYS = {"likelihood": _GRADIENT_KEYS, "posterior": _GRADIENT_KEYS,
-              "calibration": _GRADIENT_KEYS,
+              "calibration": _GRADIENT_KEYS, "direct": _GRADIENT_KEYS,
               "stars": {"name", "kind", "reject_sigma", "reject_chi2_factor"}}
 
 CHECKPOINT_SECONDS = 20.0    # at most so much work is lost
@@ -127,11 +127,16 @@ def check_stage(stage):
     gradient = STAGE_KEYS[kind] is _GRADIENT_KEYS
     _check_keys(where, stage, STAGE_KEYS[kind], _OPTIONAL_KEYS if gradient else ())
     for name in sorted(set(stage) - {"name", "kind", "train", "select"}):
-        _check_number(where, stage, name, least=1 if name in SIZES else 0)
+        _check_number(where, stage, name, least=1 if name in SIZES else 0,
+                      most=1 if name in FRACTIONS else np.inf)
     if gradient:
         unknown = set(stage["train"]) - set(GROUPS)
         if unknown or not stage["train"]:
             raise ValueError(f"{where}: train is {stage['train']}; known: {', '.join(GROUPS)}")
+        if ("direct" in stage["train"] and stage["train"] != ["direct"]) or (
+                (kind == "direct") != ("direct" in stage["train"])):
+            raise ValueError(f"{where}: train is {stage['train']}; a stage of kind direct trains "
+                             "[\"direct\"], and no other stage does")
         limits = stage.get("select", {})
         _check_keys(f"{where}, select", limits, set(), SELECTIONS)
         for name in limits:
@@ -252,17 +257,40 @@ def trained_model(trainer, table, calibration):
     stars, its confidences."""
     from scipy.spatial import ConvexHull
 
-    from catalogue import CONFIDENCE_CENTRE, TrainedModel
+    from catalogue import CONFIDENCE_CENTRE, MODEL_ALONE, TrainedModel
 
     kept = ~trainer.rejected & ~trainer.calibration
     hull = ConvexHull(trainer.stars.theta[kept].astype("f8")).equations
     values = np.column_stack([trainer.ext, trainer.observed.features])[kept]
     p = 2 * len(CONFIDENCE_CENTRE)
     trained = TrainedModel(trainer.model, np.zeros(p), np.ones(p), np.zeros((3, p)), np.zeros(3),
-                           hull, np.stack([values.min(0), values.max(0)]))
+                           hull, np.stack([values.min(0), values.max(0)]), MODEL_ALONE)
     if len(calibration):
+        if trainer.model.direct is not None:
+            trained.pool_weights = fit_pool(trained.stellar, table, calibration)
         fit_confidences(trained, infer_stars(trained, table, calibration), table, calibration)
     return trained
+
+
+def fit_pool(stellar, table, rows):
+    """The weights (2,) of `catalogue.pool` that make the labels of held-out stars most likely, with
+    and without parallaxes."""
+    from scipy.optimize import minimize
+
+    from catalogue import pool, pool_loss
+    from star_solver import StarData, StarSolver
+
+    solver, seen = StarSolver(stellar), []
+    z = stellar.flux.standardise(table["stellar_type"][rows]).numpy()
+    for plx in (table["plx"][rows], np.full(len(rows), np.nan, "f4")):
+        data = StarData(table["flux"][rows], table["flux_err"][rows], plx, table["plx_err"][rows])
+        direct = solver.direct(data)
+        seen.append((solver.solve(data, direct[0])[0], *direct))
+
+    def loss(ln_weights):
+        return np.mean([pool_loss(pool(*one, np.exp(ln_weights)), z) for one in seen])
+
+    return np.exp(minimize(loss, np.log([0.5, 0.5]), method="Nelder-Mead").x)
 
 
 def fit_confidences(trained, columns, table, rows):
@@ -293,7 +321,7 @@ def fit_confidences(trained, columns, table, rows):
 
 
 def predicted_ln_flux(flux_model, est):
-    """ln flux (N, 66) of the estimates (N, 6) in the order of `stellar_params_est`."""
+    """ln flux (N, 66) of the estimates (N, 6) in the order of `catalogue.PARAMETER_NAMES`."""
     z = (est[:, :3] - flux_model.theta_mean.numpy()) / flux_model.theta_scale.numpy()
     curve, _ = flux_model.ext_curve(est[:, 5].astype("f4"))
     return (flux_model.ln_flux(z.astype("f4")).numpy() - est[:, 3:4] * curve.numpy()
@@ -314,7 +342,7 @@ def draw_figures(folder, trainer, columns, table, rows):
 
     model = trainer.model.flux
     wavelengths = model.sample_wavelengths.numpy()
-    for kind in ("likelihood", "posterior"):
+    for kind in ("likelihood", "posterior", "direct"):
         stages = [s["name"] for s in trainer.recipe["stages"] if s["kind"] == kind]
         losses = np.array([h.get(f"{kind}_loss", np.nan) for h in trainer.history
                            if h["stage"] in stages])
@@ -330,7 +358,8 @@ def draw_figures(folder, trainer, columns, table, rows):
     est, err = columns["stellar_params_est"], columns["stellar_params_err"]
     good = np.isfinite(est).all(1)
     seen = ln_flux_data(table["flux"][rows][good], table["flux_err"][rows][good])
-    left = np.where(seen.used > 0, seen.value - predicted_ln_flux(model, est[good]), np.nan)
+    fitted = predicted_ln_flux(model, columns["model_params_est"][good])
+    left = np.where(seen.used > 0, seen.value - fitted, np.nan)
     figures.residuals_by_wavelength(folder / "residuals.png", wavelengths, np.expm1(left),
                                     left / seen.rel_err)
     label, label_err = table["stellar_type"][rows], table["stellar_type_err"][rows]
@@ -359,17 +388,21 @@ def finish(trainer, args, ids, table, calibration, held_out, made_by, log):
     export(trained.stellar.flux, args.output / "saved_model")
     columns = infer_stars(trained, table, held_out)
     labels = {name: table[name][held_out] for name in LABELS}
-    scores = accuracy(columns["stellar_params_est"], columns["stellar_params_err"],
-                      *labels.values())
+    scores, alone = (accuracy(columns[f"{kind}_params_est"], columns[f"{kind}_params_err"],
+                              *labels.values()) for kind in ("stellar", "model"))
     write_arrays(args.output / "validation.h5",
                  columns | labels | {"gdr3_source_id": ids[held_out]}, made_by)
     write_text(args.output / "validation_ids.txt", "".join(f"{i}\n" for i in ids[held_out]))
-    write_text(args.output / "validation.json", json.dumps(scores, indent=1) + "\n")
+    scores_text = json.dumps(scores | {"forward model alone": alone}, indent=1)
+    write_text(args.output / "validation.json", scores_text + "\n")
     write_text(args.output / "history.json", json.dumps(trainer.history, indent=1) + "\n")
     draw_figures(args.output, trainer, columns, table, held_out)
     # The model comes last: where it is, all the rest is.
     write_arrays(args.output / "model.h5", trained.to_arrays(), made_by,
                  recipe=json.dumps(trainer.recipe))
+    if trained.pool_weights[1]:
+        log.info("validation stars, the forward model alone:\n%s", format_accuracy(alone),
+                 extra={"summary": True})
     log.info("validation stars:\n%s", format_accuracy(scores), extra={"summary": True})
 
 

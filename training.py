@@ -11,9 +11,12 @@ import tensorflow as tf
 
 import xp_utils
 from model import (
+    DirectNetwork,
     FluxModel,
+    LnFlux,
     NoiseModel,
     StellarModel,
+    direct_inputs,
     fit_prior,
     initial_ln_ext_curve,
     ln_flux_data,
@@ -39,9 +42,14 @@ CANDIDATES = 12
 CANDIDATE_WIDTH = (0.084, 0.15, 0.2)
 CANDIDATE_TEFF = 4.8
 LOSS_LINEAR_UNTIL = 6.0      # the posterior loss of a star grows as its logarithm beyond
-# Of the likelihood and the posterior loss, by kind of stage: in a posterior stage the likelihood
-# stays as an anchor.
-LOSS_WEIGHTS = {"likelihood": (1.0, 0.0), "posterior": (2.0, 1.0), "calibration": (0.0, 1.0)}
+# Weights of the losses, by kind of stage: in a posterior stage the likelihood stays as an anchor.
+LOSS_WEIGHTS = {"likelihood": {"likelihood": 1.0},
+                "posterior": {"likelihood": 2.0, "posterior": 1.0},
+                "calibration": {"posterior": 1.0},
+                "direct": {"direct": 1.0}}
+DIRECT_NU = 6.0              # degrees of freedom of the direct estimate's errors: labels are wrong
+BLURRED_SHARE = 0.3          # of the stars show a worse parallax, with errors of about its size
+NIR, WISE = slice(xp_utils.N_XP, xp_utils.N_XP + 3), slice(xp_utils.N_XP + 3, xp_utils.N_FLUX)
 MIN_BASIS_SIZE = 0.01        # of a component of ln flux in the network's output basis
 MIN_STAGE_STARS = 50         # with fewer selected, a stage is skipped
 
@@ -105,10 +113,15 @@ class Trainer:
         training = np.flatnonzero(~self.calibration)
         self.model = start_model(stars.take(training), self.observed.take(training), wavelengths,
                                  recipe)
+        direct = [stage for stage in recipe["stages"] if stage["kind"] == "direct"]
+        if direct:
+            seen = self._direct_inputs(training, direct[0], np.random.default_rng(recipe["seed"]))
+            self.model.direct = DirectNetwork(seen, seed=recipe["seed"])
         flux, noise = self.model.flux, self.model.noise
         self.groups = {"network": flux.network_variables, "extinction": [flux.ln_ext_curve],
                        "extinction_xi": [flux.ln_ext_curve_xi], "noise": noise.shape_variables,
-                       "noise_level": noise.level_variables}
+                       "noise_level": noise.level_variables,
+                       "direct": self.model.direct.variables if direct else []}
         self.variables = [v for group in self.groups.values() for v in group]
         self.moments = [[tf.Variable(tf.zeros_like(v)) for _ in range(2)] for v in self.variables]
         self.stage, self.epoch, self.history = 0, 0, []
@@ -198,24 +211,31 @@ class Trainer:
         return tf.where(loss < LOSS_LINEAR_UNTIL, loss,
                         LOSS_LINEAR_UNTIL * (1.0 + tf.math.log(excess)))
 
+    def direct_loss(self, batch):
+        """-ln p(label) (B,) by the direct estimate, Student-t, up to a constant; the mean over its
+        networks. The errors of the labels count as its own."""
+        z, ln_sigma = self.model.direct.outputs(batch["inputs"])
+        off = (batch["z"] - z) * tf.exp(-ln_sigma)
+        terms = ln_sigma + 0.5 * (DIRECT_NU + 1) * tf.math.log1p(off * off / DIRECT_NU)
+        return tf.reduce_mean(tf.reduce_sum(terms, 2), 0)
+
     def _make_step(self, stage):
         """A compiled step of a stage: Adam on its variable groups, its matrices drawn towards 0
         (weight decay as of Loshchilov & Hutter 2019, ICLR)."""
-        weights = LOSS_WEIGHTS[stage["kind"]]
+        losses = {name: (getattr(self, f"{name}_loss"), weight)
+                  for name, weight in LOSS_WEIGHTS[stage["kind"]].items()}
         chosen = [k for k, v in enumerate(self.variables)
                   if any(v is w for group in stage["train"] for w in self.groups[group])]
         variables = [self.variables[k] for k in chosen]
-        decay = [stage.get("weight_decay", 0.0) * (len(v.shape) == 2) for v in variables]
+        decay = [stage.get("weight_decay", 0.0) * _is_matrix(v) for v in variables]
         b1, b2 = ADAM_BETA
 
         def step(batch, number, learning_rate):
             with tf.GradientTape() as tape:
-                likelihood, posterior = (
-                    tf.reduce_mean(batch["weight"] * loss(batch)) if weight else 0.0
-                    for loss, weight in zip((self.likelihood_loss, self.posterior_loss), weights,
-                                            strict=True))
-                loss = weights[0] * likelihood + weights[1] * posterior
-            gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+                found = {name: tf.reduce_mean(batch["weight"] * loss(batch))
+                         for name, (loss, _) in losses.items()}
+                total = sum(weight * found[name] for name, (_, weight) in losses.items())
+            gradients = tape.gradient(total, variables, unconnected_gradients="zero")
             gradients, norm = tf.clip_by_global_norm(gradients, GRADIENT_CLIP)
             sane = tf.math.is_finite(norm)
             rate = tf.where(sane, learning_rate, 0.0)
@@ -227,24 +247,24 @@ class Trainer:
                 m2.assign(b2 * m2 + (1 - b2) * gradient * gradient)
                 scale = tf.sqrt(m2 / (1 - b2**number)) + ADAM_EPSILON
                 variable.assign_sub(rate * (m1 / (1 - b1**number) / scale + pull * variable))
-            return likelihood, posterior, tf.cast(sane, tf.float32)
+            return found, sane
 
         return tf.function(step, jit_compile=True)
 
     # ---- batches
 
-    def _batch(self, rows, kind, rng):
+    def _batch(self, rows, stage, rng):
         """The tensors of the stars `rows`: some have their parallax or bands hidden, so that the
         model learns from stars of every sort."""
-        recipe, n, n_xp = self.recipe, len(rows), xp_utils.N_XP
-        no_bp = (rng.random(n) < recipe["hide_bp"])[:, None]
-        batch = {name: np.where(no_bp, getattr(self.without_bp, name)[rows],
-                                getattr(self.observed, name)[rows])
-                 for name in ("value", "rel_err", "used", "features")}
+        recipe, kind, n, n_xp = self.recipe, stage["kind"], len(rows), xp_utils.N_XP
+        if kind == "direct":
+            return {"inputs": self._direct_inputs(rows, stage, rng), "z": self.z[rows],
+                    "weight": np.ones(n, "f4")}
+        batch = vars(self._some_without_bp(rows, rng))
         no_phot = rng.random(n) < recipe["hide_photometry"]
         for name, blank in (("value", 0.0), ("rel_err", 1.0), ("used", 0.0)):
             batch[name][no_phot, n_xp:] = blank
-        no_plx = rng.random(n) < recipe["hide_parallax"]
+        no_plx = rng.random(n) < stage.get("hide_parallax", recipe["hide_parallax"])
         batch |= {"z": self.z[rows], "z_err": self.z_err[rows], "ext": self.ext[rows],
                   "ext_err": self.ext_err[rows], "ln_plx": self.ln_plx[rows],
                   "ln_plx_err": np.where(no_plx, FLAT_LN_PLX_ERR, self.ln_plx_err[rows])}
@@ -260,6 +280,25 @@ class Trainer:
             batch["candidates"] = centre[:, None] + width[:, None] * draws
             batch["candidates"][:, 0] = batch["z"]
         return {name: np.asarray(value, "f4") for name, value in batch.items()}
+
+    def _some_without_bp(self, rows, rng):
+        """`LnFlux` of the stars `rows`, some of which (`hide_bp`) were not seen by BP."""
+        no_bp = (rng.random(len(rows)) < self.recipe["hide_bp"])[:, None]
+        return LnFlux(*(np.where(no_bp, without[rows], seen[rows]) for without, seen in
+                        zip(vars(self.without_bp).values(), vars(self.observed).values(),
+                            strict=True)))
+
+    def _direct_inputs(self, rows, stage, rng):
+        """`model.direct_inputs` of the stars `rows`: some have a worse parallax or none, or do
+        without a part of their fluxes."""
+        n, observed = len(rows), self._some_without_bp(rows, rng)
+        for bands in (NIR, WISE):
+            observed.used[rng.random(n) < self.recipe["hide_photometry"], bands] = 0.0
+        plx, plx_err = (x[rows].astype("f8") for x in (self.stars.plx, self.stars.plx_err))
+        blur = (rng.random(n) < BLURRED_SHARE) * np.abs(plx * rng.normal(size=n))
+        plx, plx_err = plx + blur * rng.normal(size=n), np.hypot(plx_err, blur)
+        hidden = rng.random(n) < stage.get("hide_parallax", self.recipe["hide_parallax"])
+        return direct_inputs(observed, np.where(hidden, np.nan, plx), plx_err)
 
     def selected(self, stage):
         """Index array of the stars that a stage trains on."""
@@ -306,16 +345,15 @@ class Trainer:
         for k in range(batches):
             number = self.epoch * batches + k + 1
             rate = _learning_rate(stage["learning_rate"], number, epochs * batches)
-            batch = self._batch(order[k * size:(k + 1) * size], stage["kind"], rng)
+            batch = self._batch(order[k * size:(k + 1) * size], stage, rng)
             losses.append(self._steps[self.stage](batch, np.float32(number), np.float32(rate)))
-        losses = np.array([[float(x) for x in loss] for loss in losses])
-        sane = losses[:, 2] > 0                    # steps that were not refused
-        likelihood, posterior = losses[sane, :2].mean(0) if sane.any() else (np.nan, np.nan)
+        sane = [bool(good) for _, good in losses]
         entry = {"stage": stage["name"], "epoch": self.epoch, "stars": len(rows),
-                 "learning_rate": float(rate), "steps_refused": int((~sane).sum())}
-        entry |= {f"{name}_loss": float(loss) for name, loss, weight in zip(
-            ("likelihood", "posterior"), (likelihood, posterior), LOSS_WEIGHTS[stage["kind"]],
-            strict=True) if weight}
+                 "learning_rate": float(rate), "steps_refused": sane.count(False)}
+        for name in LOSS_WEIGHTS[stage["kind"]]:
+            values = [float(loss[name]) for (loss, _), good in zip(losses, sane, strict=True)
+                      if good]
+            entry[f"{name}_loss"] = float(np.mean(values)) if values else np.nan
         self.history.append(entry)
         self.epoch += 1
         return self._next_stage() if self.epoch >= epochs else False
@@ -362,9 +400,8 @@ class Trainer:
 
     def restore(self, arrays, attrs):
         """Go back to a former `state`."""
-        for module in (self.model.flux, self.model.noise):
-            for variable in module.variables:
-                variable.assign(arrays[variable.name.split(":")[0]])
+        for variable in self.variables:
+            variable.assign(arrays[variable.name.split(":")[0]])
         for k, moments in enumerate(self.moments):
             for order, moment in enumerate(moments):
                 moment.assign(arrays[f"moment{order}_{k}"])
@@ -372,6 +409,11 @@ class Trainer:
         self.fitted_type = arrays["fitted_type"]
         self.stage, self.epoch = int(attrs["stage"]), int(attrs["epoch"])
         self.history = json.loads(attrs["history"])
+
+
+def _is_matrix(variable):
+    """Whether a variable is a matrix, or several; not a bias, or one of each of some networks."""
+    return len(variable.shape) >= 2 and variable.shape[-2] > 1
 
 
 def _ln_normal_cdf(x):

@@ -10,15 +10,18 @@ order:
 
   gdr3_source_id, ra, dec
   stellar_params_est, stellar_params_err (N,6)
-                           Teff (kK), [Fe/H], log g, E, parallax (mas), xi; the maximum of the
-                           posterior, 1 sigma
+                           Teff (kK), [Fe/H], log g, E, parallax (mas), xi, and 1 sigma: the
+                           forward model's posterior, its type pooled with the direct estimate of
+                           a network (docs/model.md); as it is where the model has no such network
   stellar_params_cov_triu, stellar_params_icov_triu (N,21)
-                           upper triangles (row order) of the covariance and its inverse
+                           upper triangles (row order) of their covariance and its inverse
+  model_params_est, model_params_err (N,6)
+                           the same of the forward model alone: the maximum of its posterior
   second_params_est (N,6), second_delta_ln_post (N,)
                            the best solution in another family of stars, where it is close, and
                            its ln posterior relative to the first's (NaN where there is none)
-  chi2_opt, n_flux         chi^2 of the fluxes at the solution, number of fluxes with weight
-  ln_prior, ln_post        ln of the prior at (Teff, [Fe/H], log g); the maximised objective
+  chi2_opt, n_flux         chi^2 of the fluxes at that maximum, number of fluxes with weight
+  ln_prior, ln_post        ln of the prior and ln posterior there
   teff_confidence, feh_confidence, logg_confidence
                            probability of being within 3 sigma and a useful tolerance of the truth
   quality_flags            bits of `catalogue.QualityFlag`

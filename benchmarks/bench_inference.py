@@ -2,11 +2,12 @@
 
     python benchmarks/bench_inference.py [--model FOLDER --training-data FILE]
 
-Times `catalogue.infer` (start search, trial and final descents, covariance, flags, confidences) on
-the validation stars of a trained model, which must exist (`make demo`). Rates are per second of CPU
-time, the median of several repetitions. Then solves some of the stars again from many starts:
-random stellar types of the widened prior, and steps away from the solution found. The objective
-depends on where the noise is evaluated, so each restart descends twice:
+Times `catalogue.infer` (direct estimate, start search, trial and final descents, covariance,
+pooling, flags, confidences) on the validation stars of a trained model, which must exist (`make
+demo`). Rates are per second of CPU time, the median of several repetitions. Then solves some of the
+stars again from many starts: random stellar types of the widened prior, and steps away from the
+solution found. The objective depends on where the noise is evaluated, so each restart descends
+twice:
 
 - with the noise held where the star's own solution is: one objective, on which any lower end is a
   miss;
@@ -59,6 +60,9 @@ def timed(table, solver, trained, repeats):
     import catalogue
 
     watch = common.Stopwatch()
+    if solver.model.direct is not None:
+        watch.wrap(solver, "direct", "direct estimate")
+        watch.wrap(catalogue, "pool", "pooling")
     watch.wrap(solver._starts, "find", "start search")
     watch.wrap(solver, "finish", "final descents")
     watch.wrap(solver, "minimise", "trial descents")

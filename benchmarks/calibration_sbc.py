@@ -2,7 +2,9 @@
 
     python benchmarks/calibration_sbc.py [--model FOLDER --training-data FILE] [--stars 4000]
 
-Draws stars as the model believes they are and infers them as any other star (`catalogue.infer`):
+Draws stars as the forward model believes they are and infers them as any other star
+(`catalogue.infer`); what is judged are the posteriors of the forward model alone (model_params_est,
+_err), as the direct estimate's errors are of real stars and labels:
 
 - type theta from the mixture prior; xi from N(0, 1); E uniform in 0..1.5, since its prior is flat;
 - reported relative errors, missing bands and brightness of a validation star each, the parallax
@@ -175,7 +177,7 @@ def sampled_ranks(data, solver, solution, truth, n_steps, rng):
 
 def gaussian_ranks(columns, truth):
     """Ranks (N, 4) of the truths in Gaussians of the catalogue's estimates and errors."""
-    est, err = (columns[f"stellar_params_{name}"][:, :4] for name in ("est", "err"))
+    est, err = (columns[f"model_params_{name}"][:, :4] for name in ("est", "err"))
     return ndtr((truth - est) / err)
 
 
@@ -188,7 +190,7 @@ def covered(ranks, levels):
 def summary(ranks, columns):
     """{group: {parameter: ...}}: coverage, mean rank, and the factors by which errors would have to
     grow for 68% and 95% to be inside. Groups are by estimate: by truth, ranks are not uniform."""
-    est = columns["stellar_params_est"][:len(ranks)]
+    est = columns["model_params_est"][:len(ranks)]
     groups = {"all": np.ones(len(est), bool), "giants": est[:, 2] < GIANT_LOGG,
               "dwarfs": est[:, 2] >= GIANT_LOGG, f"E < {LOW_EXT}": est[:, 3] < LOW_EXT}
     out = {}
@@ -244,7 +246,7 @@ def run(kind, with_parallax, args, solver, trained, hosts):
     few, spread = sampled_ranks(data, solver, best, truth[:args.sampled], args.steps, rng)
     scores["sampled"] = summary(few, columns)
     print_summary(f"{kind}: the posterior sampled, {args.steps} steps", scores["sampled"])
-    ratio = np.nanmedian(spread / columns["stellar_params_err"][:len(few), :4], 0)
+    ratio = np.nanmedian(spread / columns["model_params_err"][:len(few), :4], 0)
     scores["sampled width over error"] = dict(zip(PARAMETERS, ratio.tolist(), strict=True))
     print("width of the samples over the catalogue's error, median: "
           + ", ".join(f"{name} {x:.2f}" for name, x in zip(PARAMETERS, ratio, strict=True)))

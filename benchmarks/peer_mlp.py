@@ -99,13 +99,16 @@ def train_peer(x, label, epochs, seed):
 
 
 def own_estimates(args, table, held_out):
-    """The model's own (N, 3) of the validation stars: with parallaxes, and with them hidden."""
+    """The catalogue's (N, 3) of the validation stars, with parallaxes and with them hidden, each
+    {"catalogue", "forward model alone"}."""
     from catalogue import OBSERVED, infer
 
     trained, solver = common.load_solver(args)
     seen = {name: table[name][held_out] for name in OBSERVED}
     hidden = seen | {name: np.full_like(seen[name], np.nan) for name in ("plx", "plx_err")}
-    return [infer(one, solver, trained)["stellar_params_est"][:, :3] for one in (seen, hidden)]
+    found = [infer(one, solver, trained) for one in (seen, hidden)]
+    return [{"catalogue": one["stellar_params_est"][:, :3],
+             "forward model alone": one["model_params_est"][:, :3]} for one in found]
 
 
 def score(est, label):
@@ -131,20 +134,19 @@ def main(argv=None):
     own = own_estimates(args, table, held_out)
     result = {"training_stars": len(training), "validation_stars": len(held_out), "scores": {}}
     print(f"{len(training)} training, {len(held_out)} validation stars; robust scatter\n"
-          "                          Teff (K)   [Fe/H]    log g  |  giants: K, dex, dex    |  "
-          "dwarfs")
+          f"{'':32s}Teff (K)  [Fe/H]   log g  |  giants: K, dex, dex    |  dwarfs")
     for k, with_parallax in enumerate((True, False)):
         words = "20% parallax" if with_parallax else "no parallax"
         x, start = inputs(table, with_parallax), time.process_time()
         peer = train_peer(x[training], label[training], args.epochs, args.seed)
         result[f"seconds, {words}"] = time.process_time() - start
-        for name, est in (("this model", own[k]), ("MLP peer", peer(x[held_out]))):
+        for name, est in (own[k] | {"MLP peer": peer(x[held_out])}).items():
             one = score(est, label[held_out])
             result["scores"][f"{name}, {words}"] = one
             cells = "  | ".join("{:7.1f} {:7.3f} {:7.3f}".format(
                 *(one[g][n]["scatter"] for n in LABELS)) if one[g] else "-" for g in
                 ("all", "giants", "dwarfs"))
-            print(f"{name}, {words:13s}   {cells}", flush=True)
+            print(f"{name + ', ' + words:33s}{cells}", flush=True)
     common.write_json(args.out / "peer.json", result)
     return 0
 

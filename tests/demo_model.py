@@ -39,6 +39,8 @@ RECIPE = {
          "learning_rate": 1e-3, "weight_decay": 0.1, "train": ALL_GROUPS},
         {"name": "calibration", "kind": "calibration", "steps": 2, "batch_size": 48,
          "learning_rate": 1e-2, "train": ["noise_level"]},
+        {"name": "direct", "kind": "direct", "steps": 30, "batch_size": 96,
+         "learning_rate": 2e-2, "weight_decay": 0.02, "hide_parallax": 0.5, "train": ["direct"]},
     ],
 }  # fmt: skip
 

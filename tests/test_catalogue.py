@@ -12,6 +12,7 @@ from oracle import (
     THETA_MEAN,
     THETA_SCALE,
     Oracle,
+    make_model,
     mock_stars,
     shared_solver,
 )
@@ -25,6 +26,7 @@ from catalogue import (
     CONFIDENCES,
     INFERRED,
     MIN_XP_FLUXES,
+    MODEL_ALONE,
     QualityFlag,
     TrainedModel,
     accuracy,
@@ -34,15 +36,17 @@ from catalogue import (
     infer,
     inverse_or_nan,
     is_right,
+    pool,
+    pool_loss,
     quality_flags,
     robust_width,
 )
-from model import ln_flux_data
+from model import DirectNetwork, ln_flux_data
 from shards import ShardWriter
-from star_solver import Solution, StarData
+from star_solver import Solution, StarData, StarSolver
 
 SCORE = Path(__file__).resolve().parents[2] / "shared" / "real" / "score.py"
-N_FEATURES = 32
+N_FEATURES = 34
 TRIU = np.triu_indices(6)
 HIGH = 0.95  # all confidences of `trained`
 LOGIT = np.log(HIGH / (1 - HIGH))
@@ -61,7 +65,7 @@ def make_trained(stellar, offset=(LOGIT, LOGIT, LOGIT), weight=0.0, **changes):
         "confidence_mean": rng.normal(size=N_FEATURES), "confidence_scale": np.ones(N_FEATURES),
         "confidence_weight": weight * rng.normal(size=(3, N_FEATURES)),
         "confidence_offset": np.array(offset), "hull": ConvexHull(corners).equations,
-        "ranges": np.array([[0, -20, -20], [20, 20, 20.0]]),
+        "ranges": np.array([[0, -20, -20], [20, 20, 20.0]]), "pool_weights": MODEL_ALONE,
     }
     return TrainedModel(stellar, **(values | changes))
 
@@ -186,6 +190,7 @@ def clean(solver):
     est[:, 4] = data.plx
     found = {
         "stellar_params_est": est, "stellar_params_err": np.full((2, 6), 0.1),
+        "model_params_est": est.copy(), "model_params_err": np.full((2, 6), 0.1),
         "second_delta_ln_post": np.array([np.nan, -3.0]), "chi2_opt": np.full(2, 60.0),
         "ln_prior": np.full(2, -3.0), "n_flux": np.full(2, 66),
     }
@@ -306,6 +311,112 @@ def test_estimate_is_right_within_3_sigma_and_the_tolerance():
         [True] * 3, [False] * 3, [True] * 3, [False, True, True]])
 
 
+# --------------------------------------------------------------------- pooling two estimates
+
+
+@pytest.fixture
+def solution():
+    """A `Solution` of 20 stars whose curvatures are positive definite."""
+    rng = np.random.default_rng(5)
+    out = Solution.empty(20)
+    out.u[:] = 0.3 * rng.normal(size=(20, 6))
+    out.hessian[:] = positive_definite(20, rng)
+    out.phi[:], out.chi2[:] = 1.0, 60.0
+    return out
+
+
+def direct_estimate(n, seed=6):
+    rng = np.random.default_rng(seed)
+    return 0.3 * rng.normal(size=(n, 3)), rng.uniform(0.2, 2.0, (n, 3))
+
+
+def test_pool_of_full_weights_is_the_product_of_both_gaussians(solution):
+    z, sigma = direct_estimate(20)
+    found = pool(solution, z, sigma, (1.0, 1.0))
+    for i in range(20):
+        precision = solution.hessian[i].astype("f8")
+        extra = np.diag(np.append(sigma[i] ** -2, np.zeros(3)))
+        mean = np.linalg.solve(precision + extra, precision @ solution.u[i]
+                               + extra @ np.append(z[i], np.zeros(3)))
+        np.testing.assert_allclose(found.u[i], mean, atol=1e-4)
+        np.testing.assert_allclose(found.hessian[i], precision + extra, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [(0.4, 0.5), (0.9, 0.05), (0.1, 1.0)])
+def test_pool_is_the_logarithmic_pool_of_the_type_and_leaves_the_rest_given_it(solution, weights):
+    z, sigma = direct_estimate(20)
+    found = pool(solution, z, sigma, weights)
+    before, after = (np.linalg.inv(s.hessian.astype("f8")) for s in (solution, found))
+    own, new = (np.linalg.inv(c[:, :3, :3]) for c in (before, after))
+    extra = sigma[:, :, None] ** -2 * np.eye(3)
+    np.testing.assert_allclose(new, weights[0] * own + weights[1] * extra, rtol=1e-3, atol=1e-4)
+    slopes = [np.linalg.solve(s.hessian[:, 3:, 3:].astype("f8"), s.hessian[:, 3:, :3])
+              for s in (solution, found)]
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-5)
+    moved = (found.u - solution.u).astype("f8")
+    np.testing.assert_allclose(moved[:, 3:], -np.einsum("nij,nj->ni", slopes[0], moved[:, :3]),
+                               atol=1e-5)
+
+
+def test_pool_with_the_model_alone_changes_nothing(solution):
+    found = pool(solution, *direct_estimate(20), MODEL_ALONE)
+    for name, value in vars(solution).items():
+        np.testing.assert_allclose(getattr(found, name), value, rtol=1e-5, err_msg=name)
+
+
+def test_pool_leaves_stars_without_curvature_or_direct_estimate_alone(solution):
+    z, sigma = direct_estimate(20)
+    solution.hessian[3] = -solution.hessian[3]
+    solution.u[5], solution.hessian[5] = np.nan, np.nan
+    z[7] = np.nan
+    found = pool(solution, z, sigma, (0.5, 0.5))
+    for name, value in vars(solution).items():
+        np.testing.assert_array_equal(getattr(found, name)[[3, 5, 7]], value[[3, 5, 7]])
+    others = np.delete(np.arange(20), [3, 5, 7])
+    assert (found.u[others] != solution.u[others]).any(1).all()
+
+
+def test_pool_stays_within_the_bounds(solution):
+    z, sigma = direct_estimate(20)
+    found = pool(solution, z + 50, sigma, (0.5, 0.5))
+    assert ((found.u >= star_solver.LOWER) & (found.u <= star_solver.UPPER)).all()
+
+
+def test_pool_loss_is_least_for_honest_errors():
+    rng = np.random.default_rng(7)
+    n = 20_000
+    z, hessian = rng.normal(size=(n, 3)), positive_definite(1, rng)[0]
+    root = np.linalg.cholesky(np.linalg.inv(hessian)[:3, :3])
+    tails = np.sqrt(catalogue.POOL_NU / rng.chisquare(catalogue.POOL_NU, (n, 1)))
+    off = tails * (rng.normal(size=(n, 3)) @ root.T)
+    losses = []
+    for size in (0.8, 0.9, 1.0, 1.1, 1.2):
+        solution = Solution.empty(n)
+        solution.u[:, :3], solution.hessian[:] = z + off, hessian / size**2
+        losses.append(pool_loss(solution, z))
+    assert np.argmin(losses) == 2
+
+
+def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(table, trained, solver):
+    stellar = make_model()
+    stellar.direct = DirectNetwork(np.random.default_rng(0).normal(size=(50, 76)), 2, (8, 8))
+    with_direct, weights = StarSolver(stellar, batch_size=64), np.array([0.6, 0.3])
+    found = infer(table, with_direct, make_trained(stellar, pool_weights=weights))
+    data = StarData(*(np.delete(table[name], BAD, 0) for name in catalogue.OBSERVED))
+    best, _ = with_direct.solve(data)
+    expected = estimates(pool(best, *with_direct.direct(data), weights), stellar)
+    own = estimates(best, stellar)
+    rows = np.delete(np.arange(60), BAD)
+    for name, values in (("stellar", expected), ("model", own)):
+        np.testing.assert_allclose(found[f"{name}_params_est"][rows], values.est, rtol=1e-5)
+        np.testing.assert_allclose(found[f"{name}_params_err"][rows], values.err, rtol=1e-5)
+    assert (np.abs(expected.est - own.est)[:, :3] > 1e-3).any()
+    alone = infer(table, with_direct, make_trained(stellar))
+    for kind in ("est", "err"):
+        np.testing.assert_array_equal(alone[f"stellar_params_{kind}"],
+                                      alone[f"model_params_{kind}"])
+
+
 # ------------------------------------------------------------------------------------- infer
 
 
@@ -404,15 +515,15 @@ def test_star_whose_curvature_is_not_positive_definite_is_flagged_alone(
         table, solver, trained, inferred, monkeypatch):
     honest = solver.solve
 
-    def solve(data):
-        best, second = honest(data)
+    def solve(data, z_direct):
+        best, second = honest(data, z_direct)
         best.hessian[4] = -best.hessian[4]  # of the usable stars: row 8 of the table
         return best, second
 
     monkeypatch.setattr(solver, "solve", solve)
     found = infer(table, solver, trained)
     for name in ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu",
-                 "stellar_params_icov_triu", *CONFIDENCES):
+                 "stellar_params_icov_triu", "model_params_est", *CONFIDENCES):
         assert np.isnan(found[name][8]).all(), name
     assert found["quality_flags"][8] & QualityFlag.BAD_INPUT
     others = np.delete(np.arange(60), 8)

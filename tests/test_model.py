@@ -26,10 +26,13 @@ from scipy import stats
 
 import xp_utils
 from model import (
+    DIRECT_LIMIT,
+    DirectNetwork,
     FluxModel,
     MixturePrior,
     StellarModel,
     cholesky_small,
+    direct_inputs,
     export,
     fit_prior,
     initial_ln_ext_curve,
@@ -637,6 +640,102 @@ def test_saved_model_equals_the_model_where_the_project_is_not_installed(tmp_pat
     for key in set(found.files) - {"wavelengths", "ln_curve"}:
         np.testing.assert_allclose(found[key], expected[key.split("_")[-1]], rtol=1e-4, atol=1e-5,
                                    err_msg=key)
+
+
+# -------------------------------------------------------------------------- the direct estimate
+
+
+@pytest.fixture(scope="module")
+def seen(stellar):
+    """(`StarData`, their `direct_inputs`) of 40 stars, some without bands or parallax."""
+    data, _ = mock_stars(stellar, 40, seed=9)
+    data.flux_err[:10, BP.nonzero()[0]] = np.inf
+    data.flux_err[5:20, WISE] = np.inf
+    data.plx[15:25] = data.plx_err[15:25] = np.nan
+    return data, direct_inputs(ln_flux_data(data.flux, data.flux_err), data.plx, data.plx_err)
+
+
+@pytest.fixture(scope="module")
+def direct(seen):
+    return DirectNetwork(seen[1], n_networks=3, hidden=(9, 7), seed=4)
+
+
+def test_direct_inputs_do_not_know_the_distance(stellar):
+    data, _ = mock_stars(stellar, 30, seed=9)
+    far = replaced(data, flux=data.flux / 4, flux_err=data.flux_err / 4, plx=data.plx / 2,
+                   plx_err=data.plx_err / 2)
+    near, far = (direct_inputs(ln_flux_data(d.flux, d.flux_err), d.plx, d.plx_err)
+                 for d in (data, far))
+    np.testing.assert_allclose(far, near, atol=1e-4)
+
+
+def test_direct_inputs_of_what_is_missing_are_nan_and_told(seen):
+    data, inputs = seen
+    used = used_fluxes(data.flux, data.flux_err)
+    np.testing.assert_array_equal(np.isfinite(inputs[:, :N_WL]), used)
+    known = np.isfinite(data.plx)
+    np.testing.assert_array_equal(np.isfinite(inputs[:, N_WL + 1:N_WL + 3]).all(1), known)
+    np.testing.assert_array_equal(inputs[:, -1], known)
+    np.testing.assert_array_equal(inputs[:, -6:-1], used[:, xp_utils.N_XP:])
+    np.testing.assert_allclose(inputs[:, -7], used[:, :xp_utils.N_XP].mean(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("plx", [-3.0, 0.0, 0.1, 0.5])
+def test_a_parallax_below_its_error_counts_as_its_error(seen, plx):
+    observed = ln_flux_data(seen[0].flux[30:31], seen[0].flux_err[30:31])
+    found, limit = (direct_inputs(observed, [x], [0.5]) for x in (plx, 0.5))
+    np.testing.assert_array_equal(found, limit)
+
+
+def test_direct_network_is_its_equations(direct, seen):
+    a = {name: value.astype("f8") for name, value in direct.to_arrays().items()}
+    x = (seen[1].astype("f8") - a["direct_mean"]) / a["direct_scale"]
+    x = DIRECT_LIMIT * np.tanh(np.nan_to_num(x) / DIRECT_LIMIT)
+    z, variance = [], []
+    for k in range(3):
+        h = np.maximum(x @ a["direct_w0"][k] + a["direct_b0"][k], 0)
+        h = np.maximum(h @ a["direct_w1"][k] + a["direct_b1"][k], 0)
+        h = h @ a["direct_w2"][k] + a["direct_b2"][k]
+        z.append(h[:, :3])
+        variance.append(np.exp(2 * (h[:, 3:] - 1.5)))
+    found, error = direct.estimate(seen[1])
+    np.testing.assert_allclose(found, np.mean(z, 0), atol=1e-5)
+    np.testing.assert_allclose(error, np.sqrt(np.mean(variance, 0) + np.var(z, 0)), rtol=1e-4)
+
+
+def test_inputs_that_training_stars_share_or_lack_are_not_used(seen):
+    inputs = seen[1].copy()
+    inputs[:, 3], inputs[:, 64], inputs[:, -2] = 0.2, np.nan, 0.0
+    network = DirectNetwork(inputs, n_networks=1, hidden=(8,), seed=1)
+    other = inputs.copy()
+    other[:, 3], other[:, 64], other[:, -2] = 5.0, 1.0, 1.0
+    for one, two in zip(network.estimate(inputs), network.estimate(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+    other[:, 5] += 1.0
+    assert (network.estimate(inputs)[0].numpy() != network.estimate(other)[0].numpy()).any()
+
+
+def test_direct_estimate_is_finite_for_any_star(direct):
+    rng = np.random.default_rng(0)
+    wild = rng.normal(0, 1e6, (30, 76)).astype("f4")
+    wild[rng.random(wild.shape) < 0.3] = np.nan
+    z, error = direct.estimate(wild)
+    assert np.isfinite(z).all()
+    assert np.isfinite(error).all()
+    assert (error.numpy() > 0).all()
+
+
+def test_model_with_a_direct_network_is_restored_from_its_arrays(seen, direct):
+    stellar = make_model()
+    stellar.direct = direct
+    arrays = {name: np.array(value) for name, value in stellar.to_arrays().items()}
+    restored = StellarModel.from_arrays(arrays)
+    for one, two in zip(restored.direct.estimate(seen[1]), direct.estimate(seen[1]), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert restored.to_arrays().keys() == arrays.keys()
+    del arrays["direct_b1"]
+    with pytest.raises(KeyError, match="direct_b1"):
+        StellarModel.from_arrays(arrays)
 
 
 def test_threads_set_after_tensorflow_began_are_left_and_told(caplog):

@@ -290,7 +290,7 @@ def test_values_of_points_are_those_of_the_descent(star_solver, varied):
     np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], atol=0.02)
 
 
-def test_curvature_over_a_sigma_is_the_second_difference_where_that_is_less(star_solver, mocks):
+def test_curvature_over_a_sigma_is_that_of_the_flatter_side_where_that_is_less(star_solver, mocks):
     data = mocks[0].take(slice(0, 60))
     solution = star_solver.minimise(data, mocks[1][:60].astype("f4"), 60)
     hessian = star_solver.curvature_over_a_sigma(data, solution).astype("f8")
@@ -306,7 +306,7 @@ def test_curvature_over_a_sigma_is_the_second_difference_where_that_is_less(star
                 data, np.clip(point, LOWER, UPPER), 0, np.full(3, i), point[:1].repeat(3, 0)
             ).phi.astype("f8")
             growth = axis @ new @ axis / sigma2
-            ratios.append((1 / np.clip(sum(ends) - 2 * middle, 0.25, 1), growth))
+            ratios.append((1 / np.clip(2 * (min(ends) - middle), 0.25, 1), growth))
     expected, found = np.array(ratios).T
     np.testing.assert_allclose(found, expected, rtol=0.02)
     assert (found > 1.02).any()
@@ -507,13 +507,14 @@ def test_star_that_is_a_template_starts_there(model):
     stars, _ = mock_stars(model, n)
     data = replaced(stars, flux=flux, flux_err=0.02 * flux, plx=np.full(n, plx),
                     plx_err=np.full(n, np.float32(0.1)))
-    starts, n_starts = search.find(data, batch_size=32)
+    starts, tried = search.find(data, batch_size=32)
     np.testing.assert_allclose(starts[:, 0, Z], search.z[order], atol=0.7)
     exact = np.abs(starts[:, 0, Z] - search.z[order]).max(1) < 1e-6
     assert exact.mean() > 0.6
     np.testing.assert_allclose(np.exp(starts[exact, 0, LN_E]), ext, rtol=1e-2)
     np.testing.assert_allclose(np.exp(starts[exact, 0, LN_PLX]), plx, rtol=1e-2)
-    assert ((n_starts >= 1) & (n_starts <= MAX_STARTS)).all()
+    assert tried[:, 0].all()
+    assert (tried.sum(1) <= MAX_STARTS).all()
 
 
 def test_starts_are_finite_and_within_the_bounds_for_any_star(star_solver, varied):
@@ -522,10 +523,32 @@ def test_starts_are_finite_and_within_the_bounds_for_any_star(star_solver, varie
     err[8] = np.inf
     flux = data.flux.copy()
     flux[7], flux[2] = 0.0, -1e6
-    starts, n_starts = star_solver._starts.find(replaced(data, flux=flux, flux_err=err), 8)
+    starts, tried = star_solver._starts.find(replaced(data, flux=flux, flux_err=err), 8)
     assert np.isfinite(starts).all()
     assert ((starts >= LOWER) & (starts <= UPPER)).all()
-    assert ((n_starts >= 1) & (n_starts <= MAX_STARTS)).all()
+    assert tried[:, 0].all()
+    assert (tried.sum(1) <= MAX_STARTS).all()
+
+
+def test_the_direct_estimate_is_the_first_start_and_its_like_are_left_out(model):
+    search, stars = StartSearch(model, seed=0), 40
+    data, truth = mock_stars(model, stars, seed=8, rel_err=0.01)
+    z_direct = truth[:, Z].astype("f4")
+    starts, tried = search.find(data, 16, z_direct)
+    np.testing.assert_array_equal(starts[:, 0, Z], np.clip(z_direct, LOWER[Z], UPPER[Z]))
+    assert tried[:, 0].all()
+    # Dust and distance follow from the fluxes, at the mean extinction curve.
+    np.testing.assert_allclose(starts[:, 0, LN_PLX], truth[:, LN_PLX], atol=0.3)
+    dusty = truth[:, LN_E] > np.log(0.3)
+    np.testing.assert_allclose(np.exp(starts[dusty, 0, LN_E] - truth[dusty, LN_E]), 1, atol=0.35)
+    templates, worth = search.find(data, 16)
+    np.testing.assert_array_equal(starts[:, 1:], templates)
+    theta = physical(starts.reshape(-1, 6))[:, :3].reshape(*starts.shape[:2], 3)
+    family = family_of(theta.reshape(-1, 3)).reshape(tried.shape)
+    near = np.abs(starts - starts[:, :1])[:, :, Z].max(2) < star_solver_module.BESIDE_DIRECT
+    beside = ((family == family[:, :1]) & near)[:, 1:]
+    np.testing.assert_array_equal(tried[:, 1:], worth & ~beside)
+    assert (worth & beside).any()
 
 
 def test_solver_follows_its_seed(model):

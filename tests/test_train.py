@@ -17,6 +17,7 @@ from helpers import assert_same_datasets, flip_bit, read_all, truncate
 
 import train
 import xp_utils
+from catalogue import accuracy
 from shards import ShardReader, ShardWriter, Status, output_state
 from training import Trainer
 
@@ -139,6 +140,50 @@ def test_validation_scores_are_those_of_the_validation_file(demo_model):
     assert np.corrcoef(est, label)[0, 1] > 0.5  # it learned something
 
 
+def test_direct_estimate_is_pooled_and_the_forward_model_alone_is_told_too(demo_model):
+    with ShardReader(demo_model.model / "model.h5") as reader:
+        weights = reader.read("pool_weights")
+    assert (weights > 0).all()
+    columns = read_all(demo_model.model / "validation.h5")
+    assert (columns["stellar_params_est"] != columns["model_params_est"]).any(1).all()
+    scores = json.loads((demo_model.model / "validation.json").read_text())
+    for name, found in (("model", scores["forward model alone"]), ("stellar", scores)):
+        expected = accuracy(columns[f"{name}_params_est"], columns[f"{name}_params_err"],
+                            columns["stellar_type"], columns["stellar_type_err"])
+        for label in ("Teff", "[Fe/H]", "log g"):
+            assert found["all"][label] == pytest.approx(expected["all"][label]), (name, label)
+
+
+def test_without_a_direct_stage_the_catalogue_is_the_forward_model_alone(table):
+    trainer = make_trainer(table, RECIPE | {"stages": RECIPE["stages"][:1]})
+    assert trainer.model.direct is None
+    rows = np.arange(60)
+    with quick():
+        trained = train.trained_model(trainer, table, rows)
+        found = train.infer_stars(trained, table, rows)
+    np.testing.assert_array_equal(trained.pool_weights, [1, 0])
+    np.testing.assert_array_equal(found["stellar_params_est"], found["model_params_est"])
+    np.testing.assert_array_equal(found["stellar_params_err"], found["model_params_err"])
+
+
+def test_direct_inputs_in_training_hide_and_blur_as_told(table):
+    trainer = make_trainer(table, RECIPE | {"hide_photometry": 0.2})
+    rows, n_wl = np.arange(len(trainer.stars)), 66
+    one = stage(kind="direct", hide_parallax=0.5)
+    hidden, twomass = [], []
+    for seed in range(20):
+        inputs = trainer._direct_inputs(rows, one, np.random.default_rng(seed))
+        hidden.append(1 - inputs[:, -1].mean())
+        twomass.append(1 - np.isfinite(inputs[:, n_wl - 5]).mean()
+                       / (trainer.observed.used[:, n_wl - 5] > 0).mean())
+        sharp = np.log(trainer.stars.plx_err / trainer.stars.plx)
+        shown = np.isfinite(inputs[:, n_wl + 2])
+        blurred = inputs[shown, n_wl + 2] > np.minimum(sharp, 0)[shown] + 1e-3
+        assert 0.15 < blurred.mean() < 0.45
+    assert np.mean(hidden) == pytest.approx(0.5, abs=0.03)
+    assert np.mean(twomass) == pytest.approx(0.2, abs=0.03)
+
+
 def test_saved_model_predicts_what_the_trained_model_predicts(demo_model):
     import tensorflow as tf
 
@@ -253,7 +298,8 @@ def test_stars_with_wrong_labels_are_rejected_and_the_others_kept(demo_model, ta
 @pytest.mark.parametrize(
     ("kind", "trained"),
     [("likelihood", ["network"]), ("likelihood", ["extinction_xi", "noise"]),
-     ("posterior", ["extinction"]), ("posterior", ALL_GROUPS), ("calibration", ["noise_level"])],
+     ("posterior", ["extinction"]), ("posterior", ALL_GROUPS), ("calibration", ["noise_level"]),
+     ("direct", ["direct"])],
 )
 def test_stage_trains_every_variable_of_its_groups_and_no_other(table, kind, trained):
     one = stage(kind=kind, steps=1, batch_size=10**4, train=trained, select={})
@@ -267,40 +313,46 @@ def test_stage_trains_every_variable_of_its_groups_and_no_other(table, kind, tra
                                       strict=True):
             assert np.array_equal(old, new) == (group not in trained), variable.name
     flux, noise = trainer.model.flux, trainer.model.noise
-    assert len(trainer.variables) == len(flux.variables) + len(noise.variables)
+    direct = trainer.model.direct.variables if kind == "direct" else ()
+    assert len(trainer.variables) == len(flux.variables) + len(noise.variables) + len(direct)
 
 
 def test_compiled_step_is_the_eager_step(table):
     trainers = [make_trainer(table, RECIPE | {"stages": [stage()]}) for _ in range(2)]
-    batch = trainers[0]._batch(np.arange(64), "likelihood", np.random.default_rng(0))
+    batch = trainers[0]._batch(np.arange(64), stage(), np.random.default_rng(0))
     pace = np.float32(1), np.float32(1e-3)
     with quick():
         eager = trainers[0]._make_step(stage(train=ALL_GROUPS))(batch, *pace)
     compiled = trainers[1]._make_step(stage(train=ALL_GROUPS))(batch, *pace)
-    np.testing.assert_allclose([float(x) for x in compiled], [float(x) for x in eager], rtol=1e-4)
+    assert compiled[1]
+    np.testing.assert_allclose(compiled[0]["likelihood"], eager[0]["likelihood"], rtol=1e-4)
     for one, other in zip(*(trainer.moments for trainer in trainers), strict=True):
         scale = np.abs(one[0].numpy()).max()
         np.testing.assert_allclose(other[0].numpy(), one[0].numpy(), atol=2e-3 * scale)
 
 
-def test_weight_decay_shrinks_matrices_alone(table):
+@pytest.mark.parametrize(("kind", "group"), [("likelihood", "noise"), ("direct", "direct")])
+def test_weight_decay_shrinks_matrices_alone(table, kind, group):
     trainers = []
     for decay in (0.0, 0.5):
-        one = stage(steps=1, batch_size=10**4, train=["noise"], select={}, weight_decay=decay)
+        one = stage(kind=kind, steps=1, batch_size=10**4, train=[group], select={},
+                    weight_decay=decay)
         trainers.append(make_trainer(table, RECIPE | {"stages": [one]}))
-    before = {v.name: v.numpy() for v in trainers[0].model.noise.variables}
+    before = [v.numpy() for v in trainers[0].groups[group]]
     with quick():
         for trainer in trainers:
             trainer.run_epoch()
     rate = trainers[0].history[0]["learning_rate"]
-    for plain, shrunk in zip(*(t.model.noise.variables for t in trainers), strict=True):
-        expected = plain.numpy() - (rate * 0.5 * before[plain.name] if plain.shape.rank == 2 else 0)
-        np.testing.assert_allclose(shrunk.numpy(), expected, atol=1e-6)
+    for old, plain, shrunk in zip(before, *(t.groups[group] for t in trainers), strict=True):
+        bias = "_b" in plain.name or plain.shape.rank < 2
+        expected = plain.numpy() - (0 if bias else rate * 0.5 * old)
+        np.testing.assert_allclose(shrunk.numpy(), expected, atol=1e-6, err_msg=plain.name)
 
 
 @pytest.mark.parametrize(("kind", "groups"), [
     ("posterior", ["network", "extinction", "extinction_xi", "noise", "noise_level"]),
     ("likelihood", ["extinction", "extinction_xi", "noise"]),  # dF/dtheta is held in the network's
+    ("direct", ["direct"]),
 ])
 def test_gradients_of_the_losses_are_those_of_differences(table, kind, groups):
     import tensorflow as tf
@@ -309,8 +361,8 @@ def test_gradients_of_the_losses_are_those_of_differences(table, kind, groups):
     trainer = make_trainer(table)
     trainer.model.noise.base.assign_add(tf.random.stateless_normal([2211], [0, 1], stddev=0.05))
     rng = np.random.default_rng(2)
-    batch = trainer._batch(np.arange(48), kind, rng)
-    loss = {"likelihood": trainer.likelihood_loss, "posterior": trainer.posterior_loss}[kind]
+    batch = trainer._batch(np.arange(48), stage(kind=kind), rng)
+    loss = getattr(trainer, f"{kind}_loss")
     for group in groups:
         variables = trainer.groups[group]
         with tf.GradientTape() as tape:
@@ -332,10 +384,10 @@ KILLED = """
 import train
 import training
 whole = training.Trainer._batch
-def batch(self, rows, kind, rng):
+def batch(self, rows, stage, rng):
     if self.stage == 0 and self.epoch == 1:  # in the second epoch of the first stage
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(self, rows, kind, rng)
+    return whole(self, rows, stage, rng)
 training.Trainer._batch = batch
 with quick():
     train.main(sys.argv[1:])
@@ -365,7 +417,7 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     log = (tmp_path / "train.log").read_text()
     assert re.findall("stars; at (.*)", log) == [
         f"stage {stage}, epoch {epoch}" for stage, epoch in
-        ((0, 0), (0, 1), (2, 0), (3, epoch_of_fourth_batch(demo_model)), (5, 0))]
+        ((0, 0), (0, 1), (2, 0), (3, epoch_of_fourth_batch(demo_model)), (6, 0))]
 
 
 def epoch_of_fourth_batch(demo_model):
@@ -493,6 +545,9 @@ def test_own_recipe_is_usable():
         (RECIPE | {"stages": [stage(train=3)]}, "recipe"),
         (RECIPE | {"stages": [stage(select={"max_teff": 1})]}, "select: unknown or missing: max_t"),
         (RECIPE | {"stages": [stage(select={"min_ext": "low"})]}, "min_ext is 'low'"),
+        (RECIPE | {"stages": [stage(train=["network", "direct"])]}, "stage of kind direct trains"),
+        (RECIPE | {"stages": [stage(kind="direct")]}, "stage of kind direct trains"),
+        (RECIPE | {"stages": [stage(hide_parallax=2)]}, "hide_parallax is 2"),
         (RECIPE | {"stages": [stage(steps=0)]}, "steps is 0"),
         (RECIPE | {"stages": [stage(batch_size=6.5)]}, "batch_size is 6.5; an integer"),
     ],
@@ -629,8 +684,8 @@ def test_step_without_a_finite_gradient_is_refused_and_said(demo_model, tmp_path
     whole = Trainer._batch
     calls = []
 
-    def batch(self, rows, kind, rng):
-        calls.append(whole(self, rows, kind, rng))
+    def batch(self, rows, stage, rng):
+        calls.append(whole(self, rows, stage, rng))
         if len(calls) == 2:
             calls[-1]["value"][0, 0] = np.nan
         return calls[-1]

@@ -139,7 +139,8 @@ def test_copied_columns_are_those_of_the_input(result, tables):
 def test_datasets_have_the_documented_shapes_types_and_units(result, fids):
     shapes = {
         "stellar_params_est": (6,), "stellar_params_err": (6,), "stellar_params_cov_triu": (21,),
-        "stellar_params_icov_triu": (21,), "second_params_est": (6,), "second_delta_ln_post": (),
+        "stellar_params_icov_triu": (21,), "model_params_est": (6,), "model_params_err": (6,),
+        "second_params_est": (6,), "second_delta_ln_post": (),
         "chi2_opt": (), "n_flux": (), "ln_prior": (), "ln_post": (), "teff_confidence": (),
         "feh_confidence": (), "logg_confidence": (), "quality_flags": (),
     }  # fmt: skip
