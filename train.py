@@ -220,7 +220,7 @@ def split_stars(ids, recipe):
 
 def star_data(table, rows, labelled):
     """`StarData` of some rows; with labels and reddening as priors where `labelled`."""
-    from star_solver import StarData
+    from fitting.star_solver import StarData
 
     names = (*OBSERVED, *LABELS, *EXTINCTION) if labelled else OBSERVED
     return StarData(*(table[name][rows].astype("f4") for name in names))
@@ -245,8 +245,8 @@ def read_arrays(path):
 
 def infer_stars(trained, table, rows):
     """Inferred columns of the stars `rows`, their labels hidden, as step 10 would have them."""
-    from catalogue import infer
-    from star_solver import StarSolver
+    from fitting.catalogue import infer
+    from fitting.star_solver import StarSolver
 
     hidden = {name: table[name][rows] for name in OBSERVED}
     return infer(hidden, StarSolver(trained.stellar), trained)
@@ -257,7 +257,7 @@ def trained_model(trainer, table, calibration):
     stars, its confidences."""
     from scipy.spatial import ConvexHull
 
-    from catalogue import CONFIDENCE_CENTRE, MODEL_ALONE, TrainedModel
+    from fitting.catalogue import CONFIDENCE_CENTRE, MODEL_ALONE, TrainedModel
 
     kept = ~trainer.rejected & ~trainer.calibration
     hull = ConvexHull(trainer.stars.theta[kept].astype("f8")).equations
@@ -277,8 +277,8 @@ def fit_pool(stellar, table, rows):
     and without parallaxes."""
     from scipy.optimize import minimize
 
-    from catalogue import pool, pool_loss
-    from star_solver import StarData, StarSolver
+    from fitting.catalogue import pool, pool_loss
+    from fitting.star_solver import StarData, StarSolver
 
     solver, seen = StarSolver(stellar), []
     z = stellar.flux.standardise(table["stellar_type"][rows]).numpy()
@@ -297,7 +297,7 @@ def fit_confidences(trained, columns, table, rows):
     """Put into `trained` logistic regressions for Teff, [Fe/H], log g, from held-out stars."""
     from sklearn.linear_model import LogisticRegression
 
-    from catalogue import confidence_features, is_right
+    from fitting.catalogue import confidence_features, is_right
     from model import ln_flux_data
 
     observed = ln_flux_data(table["flux"][rows], table["flux_err"][rows])
@@ -337,7 +337,7 @@ GIANT_BRANCH = np.array([[t, -0.2, np.interp(t, [3.7, 4.2, 4.8, 5.1], [0.7, 1.7,
 def draw_figures(folder, trainer, columns, table, rows):
     """The figures of the training and of the validation stars `rows`, into `folder`."""
     import figures
-    from catalogue import CONFIDENCES, is_right
+    from fitting.catalogue import CONFIDENCES, is_right
     from model import ln_flux_data
 
     model = trainer.model.flux
@@ -381,7 +381,7 @@ def draw_figures(folder, trainer, columns, table, rows):
 
 def finish(trainer, args, ids, table, calibration, held_out, made_by, log):
     """Write the model, its validation and its figures."""
-    from catalogue import accuracy, format_accuracy
+    from fitting.catalogue import accuracy, format_accuracy
     from model import export
 
     trained = trained_model(trainer, table, calibration)
@@ -479,7 +479,7 @@ def is_trained(args, recipe, former):
 def start_trainer(table, training, calibration, wavelengths, recipe, former):
     """A `Trainer` of the stars `training` and `calibration` (rows), in its former state if there is
     one."""
-    from training import Trainer
+    from fitting.training import Trainer
 
     rows = np.concatenate([training, calibration])
     trainer = Trainer(star_data(table, rows, labelled=True), wavelengths, recipe,

@@ -24,7 +24,7 @@ order:
   ln_prior, ln_post        ln of the prior and ln posterior there
   teff_confidence, feh_confidence, logg_confidence
                            probability of being within 3 sigma and a useful tolerance of the truth
-  quality_flags            bits of `catalogue.QualityFlag`
+  quality_flags            bits of `fitting.catalogue.QualityFlag`
   plx, plx_err, phot_{g,bp,rp}_mean_flux (+ _error), norm_dg, ruwe, input_flags: copied
 
 A star without a usable spectrum, or whose solution has no proper covariance, has NaN parameters and
@@ -76,8 +76,8 @@ def parse_args(argv=None):
 
 
 def load_model(path):
-    """The `catalogue.TrainedModel` of a file; ShardError where it is not whole."""
-    from catalogue import TrainedModel
+    """The `fitting.catalogue.TrainedModel` of a file; ShardError where it is not whole."""
+    from fitting.catalogue import TrainedModel
 
     with ShardReader(path) as reader:
         arrays = {name: reader.read(name) for name in reader.columns}
@@ -106,7 +106,7 @@ def check_input(reader, trained):
 
 def make_shard(fid, output, *, data_dir, model_file, solver, trained, argv):
     """Write the output of one shard; returns {what: number of stars} for the log."""
-    from catalogue import OBSERVED, QualityFlag, infer
+    from fitting.catalogue import OBSERVED, QualityFlag, infer
 
     source = shard_path(data_dir, "opt_input", fid)
     made_by = provenance(SCRIPT, argv, [source, model_file])
@@ -131,7 +131,7 @@ def make_shard(fid, output, *, data_dir, model_file, solver, trained, argv):
 
 def create_datasets(writer, reader):
     """All datasets of the output, so that a shard without stars has them too."""
-    from catalogue import DESCRIPTIONS, INFERRED, QualityFlag
+    from fitting.catalogue import DESCRIPTIONS, INFERRED, QualityFlag
 
     writer.create("gdr3_source_id", dtype="i8", description="Gaia DR3 source_id")
     for name, shape in INFERRED.items():
@@ -153,8 +153,8 @@ def main(argv=None) -> int:
         raise UsageError(f"{model_file}: no trained model there; give --model the folder that "
                          "train.py wrote with -o")
     log = setup_logging(SCRIPT, args.log, args)
+    from fitting.star_solver import StarSolver
     from model import set_threads  # TensorFlow takes seconds to load: not before it is needed
-    from star_solver import StarSolver
 
     set_threads(args.threads)
     trained = load_model(model_file)

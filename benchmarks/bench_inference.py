@@ -57,7 +57,7 @@ def repeated(table, n):
 
 def timed(table, solver, trained, repeats):
     """Median CPU seconds of `catalogue.infer` in all, and those of its parts."""
-    import catalogue
+    from fitting import catalogue
 
     watch = common.Stopwatch()
     if solver.model.direct is not None:
@@ -85,7 +85,7 @@ def timed(table, solver, trained, repeats):
 
 def restarts(solver, u, n, rng):
     """Starts (M, n, 6) for solutions u (M, 6): half of them types of the prior, half near u."""
-    from star_solver import LN_E, LOWER, TEMPLATE_WIDENING, UPPER, Z
+    from fitting.star_solver import LN_E, LOWER, TEMPLATE_WIDENING, UPPER, Z
 
     out = u[:, None] + np.array(PERTURBATION) * rng.normal(size=(len(u), n, 6))
     half = n // 2
@@ -118,8 +118,8 @@ def excess(data, solver, u, n_restarts, seed=0):
     Returns three arrays (N,): above the best with the noise held at u; above the best of those that
     ended elsewhere, each with a noise of its own; and of those that ended in the same mode.
     """
-    from catalogue import estimates
-    from star_solver import POOLED_ITERATIONS
+    from fitting.catalogue import estimates
+    from fitting.star_solver import POOLED_ITERATIONS
 
     n = len(data)
     own = solver.minimise(data, u, POOLED_ITERATIONS)
@@ -142,8 +142,8 @@ def main(argv=None):
     args = parse_args(argv)
     common.check_inputs(args)
     trained, solver = common.load_solver(args)
-    from catalogue import OBSERVED, infer
-    from star_solver import StarData
+    from fitting.catalogue import OBSERVED, infer
+    from fitting.star_solver import StarData
 
     table = common.validation_stars(args, OBSERVED)
     infer(repeated(table, WARM_UP_STARS), solver, trained)

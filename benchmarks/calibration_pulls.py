@@ -37,7 +37,7 @@ def parse_args(argv=None):
 
 def read_stars(args):
     """Columns of the validation stars from the training data, with `g` (mag)."""
-    from catalogue import OBSERVED
+    from fitting.catalogue import OBSERVED
 
     names = (*OBSERVED, "stellar_type", "stellar_type_err", "stellar_ext", "phot_g_mean_flux")
     stars = common.validation_stars(args, names)
@@ -47,7 +47,7 @@ def read_stars(args):
 
 def inferred(stars, trained, solver, with_parallax):
     """The stars with what `catalogue.infer` finds."""
-    from catalogue import OBSERVED, infer
+    from fitting.catalogue import OBSERVED, infer
 
     seen = {name: stars[name] for name in OBSERVED}
     if not with_parallax:
@@ -71,7 +71,7 @@ def groups(stars):
 def scores(stars, rows, kind="stellar"):
     """Accuracy of some stars: n, and arrays (3,) offset, scatter, pull_width, frac_gt3; kind
     "stellar": the catalogue's estimates, "model": those of the forward model alone."""
-    from catalogue import robust_width
+    from fitting.catalogue import robust_width
 
     est, err = (stars[f"{kind}_params_{name}"][:, :3] for name in ("est", "err"))
     label, label_err = stars["stellar_type"], stars["stellar_type_err"]
@@ -111,7 +111,7 @@ def print_table(table):
 
 def draw(folder, stars, table, suffix):
     import figures
-    from catalogue import CONFIDENCES, is_right
+    from fitting.catalogue import CONFIDENCES, is_right
 
     rows = [{"group": name} | one for name, one in table.items()]
     figures.pulls_in_bins(folder / f"pulls_{suffix}.png", rows)

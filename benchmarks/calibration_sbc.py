@@ -88,8 +88,8 @@ def simulate(model, hosts, n, with_parallax, rng):
 
     hosts: flux and flux_err of real stars, which lend errors, missing bands and brightness.
     """
+    from fitting.star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Z
     from model import MIN_FLUX_SIGMAS, ln_flux_data
-    from star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Z
 
     rows = rng.integers(len(hosts["flux"]), size=n)
     host = ln_flux_data(hosts["flux"][rows], hosts["flux_err"][rows])
@@ -117,7 +117,7 @@ def simulate(model, hosts, n, with_parallax, rng):
 
 def physical(u, flux_model):
     """(Teff, [Fe/H], log g, E) (..., 4) of u (..., 6)."""
-    from star_solver import LN_E, Z
+    from fitting.star_solver import LN_E, Z
 
     theta = u[..., Z] * flux_model.theta_scale.numpy() + flux_model.theta_mean.numpy()
     return np.concatenate([theta, np.exp(u[..., LN_E])[..., None]], -1)
@@ -128,7 +128,7 @@ def physical(u, flux_model):
 
 def held_noise_solver(solver, u):
     """A `StarSolver` that evaluates the noise at u (N, 6), not where the star is found to be."""
-    from star_solver import StarSolver
+    from fitting.star_solver import StarSolver
 
     class HeldNoiseSolver(StarSolver):
         def minimise(self, data, u0, *args, rows=None, **kwargs):
@@ -145,8 +145,8 @@ def sampled_ranks(data, solver, solution, truth, n_steps, rng):
     The noise is evaluated at each sample, as `StarSolver.objective` does. ln parallax is at its
     best for each sample rather than marginalised, which is the same for a Gaussian.
     """
-    from catalogue import inverse_or_nan
-    from star_solver import LN_PLX, LOWER, UPPER
+    from fitting.catalogue import inverse_or_nan
+    from fitting.star_solver import LN_PLX, LOWER, UPPER
 
     free = [k for k in range(6) if k != LN_PLX]
     cov = inverse_or_nan(solution.hessian.astype("f8"))[:, free][:, :, free]
@@ -222,8 +222,8 @@ def print_summary(title, scores):
 def run(kind, with_parallax, args, solver, trained, hosts):
     """Simulate, infer, print and draw one kind of stars; returns its scores for the JSON."""
     import figures
-    from catalogue import infer
-    from star_solver import StarData
+    from fitting.catalogue import infer
+    from fitting.star_solver import StarData
 
     rng = np.random.default_rng([args.seed, with_parallax])
     table, u = simulate(solver.model, hosts, args.stars, with_parallax, rng)

@@ -51,8 +51,8 @@ def check_inputs(args):
 
 def load_solver(args):
     """(`catalogue.TrainedModel`, `StarSolver`), on one thread."""
+    from fitting.star_solver import StarSolver
     from model import set_threads
-    from star_solver import StarSolver
     from xp_opt_allsources import load_model
 
     set_threads(1)

@@ -101,7 +101,7 @@ def train_peer(x, label, epochs, seed):
 def own_estimates(args, table, held_out):
     """The catalogue's (N, 3) of the validation stars, with parallaxes and with them hidden, each
     {"catalogue", "forward model alone"}."""
-    from catalogue import OBSERVED, infer
+    from fitting.catalogue import OBSERVED, infer
 
     trained, solver = common.load_solver(args)
     seen = {name: table[name][held_out] for name in OBSERVED}
@@ -113,7 +113,7 @@ def own_estimates(args, table, held_out):
 
 def score(est, label):
     """{group: {label: (offset, robust scatter)}}, Teff in K; stars without estimate left out."""
-    from catalogue import GIANT_LOGG, robust_width
+    from fitting.catalogue import GIANT_LOGG, robust_width
 
     giant, finite = label[:, 2] < GIANT_LOGG, np.isfinite(est).all(1)
     out = {"finite": int(finite.sum())}

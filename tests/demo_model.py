@@ -51,9 +51,8 @@ def quick():
     solver that gives up early."""
     import tensorflow as tf
 
-    import star_solver
     import train
-    import training
+    from fitting import star_solver, training
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "WARM_UP_STEPS", 3)

@@ -11,8 +11,8 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import xp_utils
+from fitting.star_solver import StarData, StarSolver
 from model import FluxModel, MixturePrior, NoiseModel, StellarModel
-from star_solver import StarData, StarSolver
 
 N_WL = xp_utils.N_FLUX
 THETA_MEAN, THETA_SCALE = np.array([5.2, -0.3, 3.2]), np.array([0.7, 0.4, 1.1])

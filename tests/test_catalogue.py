@@ -19,10 +19,9 @@ from oracle import (
 from scipy.spatial import ConvexHull
 from scipy.special import expit
 
-import catalogue
-import star_solver
 import xp_utils
-from catalogue import (
+from fitting import catalogue, star_solver
+from fitting.catalogue import (
     CONFIDENCES,
     INFERRED,
     MIN_XP_FLUXES,
@@ -41,9 +40,9 @@ from catalogue import (
     quality_flags,
     robust_width,
 )
+from fitting.star_solver import Solution, StarData, StarSolver
 from model import DirectNetwork, ln_flux_data
 from shards import ShardWriter
-from star_solver import Solution, StarData, StarSolver
 
 SCORE = Path(__file__).resolve().parents[2] / "shared" / "real" / "score.py"
 N_FEATURES = 34

@@ -146,7 +146,7 @@ def test_script_by_its_command_line_writes_every_star_in_order(sky, tables_of):
 
 def test_output_holds_what_inference_reads_and_no_more(sky):
     inference = pytest.importorskip("xp_opt_allsources")
-    catalogue = pytest.importorskip("catalogue")
+    catalogue = pytest.importorskip("fitting.catalogue")
     assert run(sky, "--shards", FIDS[0]) == 0
     needed = {"gdr3_source_id", *inference.COPIED, *catalogue.OBSERVED}
     assert set(datasets(output(sky))) == needed

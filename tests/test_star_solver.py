@@ -15,10 +15,10 @@ from oracle import (
 )
 from scipy import optimize
 
-import star_solver as star_solver_module
 import xp_utils
-from catalogue import estimates
-from star_solver import (
+from fitting import star_solver as star_solver_module
+from fitting.catalogue import estimates
+from fitting.star_solver import (
     LN_E,
     LN_PLX,
     LOWER,

@@ -17,9 +17,9 @@ from helpers import assert_same_datasets, flip_bit, read_all, truncate
 
 import train
 import xp_utils
-from catalogue import accuracy
+from fitting.catalogue import accuracy
+from fitting.training import Trainer
 from shards import ShardReader, ShardWriter, Status, output_state
-from training import Trainer
 
 RESULTS = ("model.h5", "validation.h5")
 
@@ -382,7 +382,7 @@ def test_gradients_of_the_losses_are_those_of_differences(table, kind, groups):
 # --- interruptions --------------------------------------------------------------------------
 KILLED = """
 import train
-import training
+from fitting import training
 whole = training.Trainer._batch
 def batch(self, rows, stage, rng):
     if self.stage == 0 and self.epoch == 1:  # in the second epoch of the first stage
@@ -429,7 +429,7 @@ def epoch_of_fourth_batch(demo_model):
 
 
 def test_resuming_a_finished_training_returns_at_once(demo_model, monkeypatch, capsys):
-    monkeypatch.setattr("training.Trainer", None)  # not even begun
+    monkeypatch.setattr("fitting.training.Trainer", None)  # not even begun
     before = {path: path.stat().st_mtime_ns for path in demo_model.model.glob("*.h5")}
     status = run_train(demo_model.training_data, demo_model.model, "--resume",
                        recipe=demo_model.recipe)

@@ -15,12 +15,12 @@ import pytest
 from demo_model import ROOT, quick, run_python
 from helpers import assert_same_datasets, flip_bit, read_all, truncate
 
-import catalogue
 import shards
 import train
 import xp_opt_allsources as step
 import xp_utils
-from catalogue import QualityFlag
+from fitting import catalogue
+from fitting.catalogue import QualityFlag
 from shards import ShardReader, ShardWriter, shard_path
 
 N_STARS = 30  # of each shard that are used

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import xp_utils
+from fitting.star_solver import LN_E, LN_PLX, StarSolver, Z
 from model import (
     DirectNetwork,
     FluxModel,
@@ -23,7 +24,6 @@ from model import (
     marginal_chi2,
     student_misfit,
 )
-from star_solver import LN_E, LN_PLX, StarSolver, Z
 
 ADAM_BETA = (0.9, 0.999)
 ADAM_EPSILON = 1e-8

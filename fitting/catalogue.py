@@ -11,8 +11,8 @@ from enum import IntFlag
 import numpy as np
 
 import xp_utils
+from fitting.star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Solution, StarData
 from model import LABEL_NAMES, N_LABELS, StellarModel, ln_flux_data, used_fluxes
-from star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Solution, StarData
 
 # Order of `stellar_params_est`: Teff (kK), [Fe/H], log g, E, parallax (mas), xi.
 PARAMETER_NAMES = ("teff", "feh", "logg", "E", "plx", "xi")
