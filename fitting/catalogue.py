@@ -12,7 +12,7 @@ import numpy as np
 
 import xp_utils
 from fitting.star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Solution, StarData
-from model import LABEL_NAMES, N_LABELS, StellarModel, ln_flux_data, used_fluxes
+from model import LABEL_NAMES, N_LABELS, StellarModel, used_fluxes
 
 # Order of `stellar_params_est`: Teff (kK), [Fe/H], log g, E, parallax (mas), xi.
 PARAMETER_NAMES = ("teff", "feh", "logg", "E", "plx", "xi")
@@ -311,7 +311,7 @@ def solved_columns(data, solver, trained, n_flux):
 def quality_flags(found, converged, n_xp, data, trained):
     """Quality flags (N,) uint16 of solved stars; adds the confidences to `found`."""
     est = found["stellar_params_est"]
-    features = ln_flux_data(data.flux, data.flux_err).features
+    features = data.observed.features
     good = np.isfinite(est).all(1)
     confidence = np.full((len(est), N_LABELS), np.nan)
     known = confidence_features(found, features, np.isfinite(data.plx))

@@ -18,6 +18,8 @@ Everything runs in TensorFlow, compiled, on batches of one fixed shape, so that 
 a CPU and a GPU. Arrays inside are (coordinate, star): "structure of arrays".
 """
 
+import dataclasses
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -31,7 +33,6 @@ from model import (
     ln_flux_data,
     solve_small,
     student_misfit,
-    used_fluxes,
 )
 
 N_PAR = 6
@@ -59,7 +60,7 @@ MAX_STARTS = 4
 BESIDE_DIRECT = 1.0          # of z: templates of its family that are nearer to the direct estimate
                              # are not tried
 START_EXT_RANGE = (0.02, 8.0)
-START_MARGIN = 8.0           # a family this much worse (in chi^2) than the best is tried as well
+START_MARGIN = 5.0           # a family this much worse (in chi^2) than the best is tried as well
 TRIAL_ITERATIONS = 5         # then starts that are behind by more than TRIAL_MARGIN in phi end
 TRIAL_MARGIN = 5.0
 TRIAL_SAME_MODE = 0.3        # of z: starts closer than this to the star's best end as well
@@ -91,9 +92,15 @@ class StarData:
     def __len__(self):
         return len(self.flux)
 
+    @functools.cached_property
+    def observed(self):
+        """`model.LnFlux` of the stars, made once: the arrays are not to be changed afterwards."""
+        return ln_flux_data(self.flux, self.flux_err)
+
     def take(self, rows):
         """The same, of some rows (an index array or slice)."""
-        return StarData(*(None if v is None else v[rows] for v in vars(self).values()))
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return StarData(*(None if v is None else v[rows] for v in values))
 
 
 @dataclass
@@ -300,16 +307,16 @@ class StarSolver:
 
     def batch(self, data, rows):
         """TensorFlow tensors of the stars `rows`, padded to `batch_size` with the last of them."""
-        take = data.take(rows[self._padding(len(rows))])
-        observed = ln_flux_data(take.flux, take.flux_err)
-        out = dict(vars(observed))
-        out["plx"], out["plx_ivar"] = gaussian_prior(take.plx, take.plx_err)
+        rows = rows[self._padding(len(rows))]
+        out = dict(vars(data.observed.take(rows)))
+        out["plx"], out["plx_ivar"] = gaussian_prior(data.plx[rows], data.plx_err[rows])
         if self.labelled:
             flux = self.model.flux
             mean, scale = flux.theta_mean.numpy(), flux.theta_scale.numpy()
-            z, ivar = gaussian_prior((take.theta - mean) / scale, take.theta_err / scale)
+            z, ivar = gaussian_prior((data.theta[rows] - mean) / scale,
+                                     data.theta_err[rows] / scale)
             out["z"], out["z_ivar"] = z.T, ivar.T
-            out["ext"], out["ext_ivar"] = gaussian_prior(take.ext, take.ext_err)
+            out["ext"], out["ext_ivar"] = gaussian_prior(data.ext[rows], data.ext_err[rows])
         return {name: tf.constant(value, tf.float32) for name, value in out.items()}
 
     def minimise(self, data, u0, iterations=FIRST_ITERATIONS, rows=None, noise_at=None):
@@ -327,7 +334,7 @@ class StarSolver:
     def _parts(self, data, rows):
         """Places in `rows` of at most `batch_size` stars at a time, and whether their missing
         channels need the noise model's general way."""
-        fast = projectable(used_fluxes(data.flux[rows], data.flux_err[rows]))
+        fast = projectable(data.observed.used[rows] > 0)
         for general in (False, True):
             chosen = np.flatnonzero(fast != general)
             for start in range(0, len(chosen), self.batch_size):
@@ -375,8 +382,8 @@ class StarSolver:
         out = np.empty((2, len(data), 3), "f4")
         for k in range(0, len(data), self.batch_size):
             rows = np.arange(k, min(k + self.batch_size, len(data)))
-            take = data.take(rows[self._padding(len(rows))])
-            inputs = direct_inputs(ln_flux_data(take.flux, take.flux_err), take.plx, take.plx_err)
+            pad = rows[self._padding(len(rows))]
+            inputs = direct_inputs(data.observed.take(pad), data.plx[pad], data.plx_err[pad])
             out[:, rows] = [x.numpy()[:len(rows)] for x in self._direct_tf(inputs)]
         return out
 
@@ -572,7 +579,7 @@ class StartSearch:
         starts[:, :, LN_E] = -2.0           # without a spectrum: the centre of the prior
         tried = np.zeros(starts.shape[:2], bool)
         tried[:, 1] = True
-        used = used_fluxes(data.flux, data.flux_err)[:, :xp_utils.N_XP]
+        used = data.observed.used[:, :xp_utils.N_XP] > 0
         patterns, which = np.unique(used, axis=0, return_inverse=True)
         for i, pattern in enumerate(patterns):
             channels = self.usable[pattern[self.usable]]

@@ -4,6 +4,7 @@
 library densities; it shares no code with what it is compared with.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -211,4 +212,4 @@ def mock_stars(model, n, seed=0, plx_snr=10.0, rel_err=0.02):
 
 def replaced(data, **columns):
     """The same stars with some columns replaced."""
-    return StarData(**(vars(data) | columns))
+    return dataclasses.replace(data, **columns)
