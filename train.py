@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 8: train the forward model and its noise model on stars with labels.
+"""Step 8: train the forward model, its noise model and the direct estimate on stars with labels.
 
     python train.py -i training_data.h5 -o output_folder/
     python train.py -i training_data.h5 -o output_folder/ --resume      after an interruption
@@ -7,13 +7,14 @@
 
 Reads training_data.h5 (step 7) and a recipe (default: recipe.json; docs/model.md explains it).
 A fifth of the stars, chosen by a hash of their source id, is held out for validation and never
-used; a tenth of the rest calibrates the confidences and is not trained on either. The stages of the
-default recipe: model, mean extinction curve and noise from the best stars; the curve's
-xi-variation from reddened stars; every star's own parameters given its label, which rejects
-outliers; then model and noise from all stars, by likelihood and at last by how well the posterior
-finds the label. Then the validation stars are inferred as any other star. output_folder/:
+used; some of the rest calibrate noise level, pool and confidences and are not trained on either.
+The stages of the default recipe: model, mean extinction curve and noise from the best stars; the
+curve's xi-variation from reddened stars; model and noise from all stars, by likelihood; every
+star's own parameters given its label, which rejects outliers; then model and noise by how well the
+posterior finds the label; the noise level; at last the networks of the direct estimate. Then the
+validation stars are inferred as any other star. output_folder/:
 
-  model.h5               model, noise, prior, confidences: what step 10 needs
+  model.h5               model, noise, prior, direct estimate, confidences: what step 10 needs
   saved_model/           the forward model as a TensorFlow SavedModel (see model.export)
   checkpoint.h5          state of the training, for --resume
   history.json           loss by stage and epoch
@@ -401,6 +402,8 @@ def finish(trainer, args, ids, table, calibration, held_out, made_by, log):
     write_arrays(args.output / "model.h5", trained.to_arrays(), made_by,
                  recipe=json.dumps(trainer.recipe))
     if trained.pool_weights[1]:
+        log.info("pool: weights %.2f of the forward model, %.2f of the direct estimate",
+                 *trained.pool_weights, extra={"summary": True})
         log.info("validation stars, the forward model alone:\n%s", format_accuracy(alone),
                  extra={"summary": True})
     log.info("validation stars:\n%s", format_accuracy(scores), extra={"summary": True})
