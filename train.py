@@ -75,6 +75,7 @@ STAGE_KEYS = {"likelihood": _GRADIENT_KEYS, "posterior": _GRADIENT_KEYS,
 
 CHECKPOINT_SECONDS = 20.0    # at most so much work is lost
 MIN_TRAINING_STARS = 200
+MIN_POOL_STARS = 30          # fewer cannot calibrate the pool: the forward model is left alone
 MOST_REJECTED = 0.2          # of the stars: more are warned of
 
 
@@ -267,7 +268,7 @@ def trained_model(trainer, table, calibration):
     trained = TrainedModel(trainer.model, np.zeros(p), np.ones(p), np.zeros((3, p)), np.zeros(3),
                            hull, np.stack([values.min(0), values.max(0)]), MODEL_ALONE)
     if len(calibration):
-        if trainer.model.direct is not None:
+        if trainer.model.direct is not None and len(calibration) >= MIN_POOL_STARS:
             trained.pool_weights = fit_pool(trained.stellar, table, calibration)
         fit_confidences(trained, infer_stars(trained, table, calibration), table, calibration)
     return trained

@@ -166,6 +166,17 @@ def test_without_a_direct_stage_the_catalogue_is_the_forward_model_alone(table):
     np.testing.assert_array_equal(found["stellar_params_err"], found["model_params_err"])
 
 
+def test_few_calibration_stars_leave_the_forward_model_alone(table, monkeypatch):
+    trainer = make_trainer(table)
+    monkeypatch.setattr(train, "fit_confidences", lambda *args: None)
+    fitted = []
+    monkeypatch.setattr(train, "fit_pool", lambda *args: fitted.append(1) or np.array([0.5, 0.5]))
+    for n, expected in ((train.MIN_POOL_STARS - 1, [1, 0]), (train.MIN_POOL_STARS, [0.5, 0.5])):
+        found = train.trained_model(trainer, table, np.arange(n)).pool_weights
+        np.testing.assert_array_equal(found, expected)
+    assert len(fitted) == 1
+
+
 def test_direct_inputs_in_training_hide_and_blur_as_told(table):
     trainer = make_trainer(table, RECIPE | {"hide_photometry": 0.2})
     rows, n_wl = np.arange(len(trainer.stars)), 66
