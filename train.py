@@ -245,6 +245,11 @@ def read_arrays(path):
         return {name: reader.read(name) for name in reader.columns}, reader.attrs
 
 
+def without_parallax(table):
+    """The same columns, the parallaxes hidden."""
+    return table | {name: np.full_like(table[name], np.nan) for name in ("plx", "plx_err")}
+
+
 def infer_stars(trained, table, rows):
     """Inferred columns of the stars `rows`, their labels hidden, as step 10 would have them."""
     from fitting.catalogue import infer
@@ -270,7 +275,7 @@ def trained_model(trainer, table, calibration):
     if len(calibration):
         if trainer.model.direct is not None and len(calibration) >= MIN_POOL_STARS:
             trained.pool_weights = fit_pool(trained.stellar, table, calibration)
-        fit_confidences(trained, infer_stars(trained, table, calibration), table, calibration)
+        fit_confidences(trained, table, calibration)
     return trained
 
 
@@ -284,8 +289,8 @@ def fit_pool(stellar, table, rows):
 
     solver, seen = StarSolver(stellar), []
     z = stellar.flux.standardise(table["stellar_type"][rows]).numpy()
-    for plx in (table["plx"][rows], np.full(len(rows), np.nan, "f4")):
-        data = StarData(table["flux"][rows], table["flux_err"][rows], plx, table["plx_err"][rows])
+    for shown in (table, without_parallax(table)):
+        data = StarData(*(shown[name][rows] for name in OBSERVED))
         direct = solver.direct(data)
         seen.append((solver.solve(data, direct[0])[0], *direct))
 
@@ -295,18 +300,25 @@ def fit_pool(stellar, table, rows):
     return np.exp(minimize(loss, np.log([0.5, 0.5]), method="Nelder-Mead").x)
 
 
-def fit_confidences(trained, columns, table, rows):
-    """Put into `trained` logistic regressions for Teff, [Fe/H], log g, from held-out stars."""
+def fit_confidences(trained, table, rows):
+    """Put into `trained` logistic regressions for Teff, [Fe/H], log g, from held-out stars, with
+    and without their parallaxes."""
     from sklearn.linear_model import LogisticRegression
 
     from fitting.catalogue import confidence_features, is_right
     from model import ln_flux_data
 
     observed = ln_flux_data(table["flux"][rows], table["flux_err"][rows])
-    features = confidence_features(columns, observed.features, np.isfinite(table["plx"][rows]))
+    features, right = [], []
+    for seen in (table, without_parallax(table)):
+        columns = infer_stars(trained, seen, rows)
+        known = np.isfinite(seen["plx"][rows])
+        features.append(confidence_features(columns, observed.features, known))
+        right.append(is_right(columns, table["stellar_type"][rows],
+                              table["stellar_type_err"][rows]))
+    features, right = np.concatenate(features), np.concatenate(right)
     good = np.isfinite(features).all(1)
-    features = features[good]
-    right = is_right(columns, table["stellar_type"][rows], table["stellar_type_err"][rows])[good]
+    features, right = features[good], right[good]
     if not len(features):
         return
     trained.confidence_mean = features.mean(0)

@@ -154,6 +154,14 @@ def test_direct_estimate_is_pooled_and_the_forward_model_alone_is_told_too(demo_
             assert found["all"][label] == pytest.approx(expected["all"][label]), (name, label)
 
 
+def test_confidences_are_fitted_with_and_without_parallaxes(demo_model):
+    with ShardReader(demo_model.model / "model.h5") as reader:
+        mean, scale = reader.read("confidence_mean"), reader.read("confidence_scale")
+    has_parallax = 14  # its place among `catalogue.confidence_features`
+    assert mean[has_parallax] == pytest.approx(0.5, abs=0.03)
+    assert scale[has_parallax] == pytest.approx(0.5, abs=0.03)
+
+
 def test_without_a_direct_stage_the_catalogue_is_the_forward_model_alone(table):
     trainer = make_trainer(table, RECIPE | {"stages": RECIPE["stages"][:1]})
     assert trainer.model.direct is None
