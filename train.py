@@ -250,16 +250,14 @@ def without_parallax(table):
     return table | {name: np.full_like(table[name], np.nan) for name in ("plx", "plx_err")}
 
 
-def infer_stars(trained, table, rows):
+def infer_stars(trained, solver, table, rows):
     """Inferred columns of the stars `rows`, their labels hidden, as step 10 would have them."""
     from fitting.catalogue import infer
-    from fitting.star_solver import StarSolver
 
-    hidden = {name: table[name][rows] for name in OBSERVED}
-    return infer(hidden, StarSolver(trained.stellar), trained)
+    return infer({name: table[name][rows] for name in OBSERVED}, solver, trained)
 
 
-def trained_model(trainer, table, calibration):
+def trained_model(trainer, solver, table, calibration):
     """A `catalogue.TrainedModel`: the model with its training range and, from the calibration
     stars, its confidences."""
     from scipy.spatial import ConvexHull
@@ -274,21 +272,21 @@ def trained_model(trainer, table, calibration):
                            hull, np.stack([values.min(0), values.max(0)]), MODEL_ALONE)
     if len(calibration):
         if trainer.model.direct is not None and len(calibration) >= MIN_POOL_STARS:
-            trained.pool_weights = fit_pool(trained.stellar, table, calibration)
-        fit_confidences(trained, table, calibration)
+            trained.pool_weights = fit_pool(solver, table, calibration)
+        fit_confidences(trained, solver, table, calibration)
     return trained
 
 
-def fit_pool(stellar, table, rows):
+def fit_pool(solver, table, rows):
     """The weights (2,) of `catalogue.pool` that make the labels of held-out stars most likely, with
     and without parallaxes."""
     from scipy.optimize import minimize
 
     from fitting.catalogue import pool, pool_loss
-    from fitting.star_solver import StarData, StarSolver
+    from fitting.star_solver import StarData
 
-    solver, seen = StarSolver(stellar), []
-    z = stellar.flux.standardise(table["stellar_type"][rows]).numpy()
+    seen = []
+    z = solver.model.flux.standardise(table["stellar_type"][rows]).numpy()
     for shown in (table, without_parallax(table)):
         data = StarData(*(shown[name][rows] for name in OBSERVED))
         direct = solver.direct(data)
@@ -300,7 +298,7 @@ def fit_pool(stellar, table, rows):
     return np.exp(minimize(loss, np.log([0.5, 0.5]), method="Nelder-Mead").x)
 
 
-def fit_confidences(trained, table, rows):
+def fit_confidences(trained, solver, table, rows):
     """Put into `trained` logistic regressions for Teff, [Fe/H], log g, from held-out stars, with
     and without their parallaxes."""
     from sklearn.linear_model import LogisticRegression
@@ -311,7 +309,7 @@ def fit_confidences(trained, table, rows):
     observed = ln_flux_data(table["flux"][rows], table["flux_err"][rows])
     features, right = [], []
     for seen in (table, without_parallax(table)):
-        columns = infer_stars(trained, seen, rows)
+        columns = infer_stars(trained, solver, seen, rows)
         known = np.isfinite(seen["plx"][rows])
         features.append(confidence_features(columns, observed.features, known))
         right.append(is_right(columns, table["stellar_type"][rows],
@@ -396,11 +394,13 @@ def draw_figures(folder, trainer, columns, table, rows):
 def finish(trainer, args, ids, table, calibration, held_out, made_by, log):
     """Write the model, its validation and its figures."""
     from fitting.catalogue import accuracy, format_accuracy
+    from fitting.star_solver import StarSolver
     from model import export
 
-    trained = trained_model(trainer, table, calibration)
+    solver = StarSolver(trainer.model)     # one for all: compiling it takes seconds
+    trained = trained_model(trainer, solver, table, calibration)
     export(trained.stellar.flux, args.output / "saved_model")
-    columns = infer_stars(trained, table, held_out)
+    columns = infer_stars(trained, solver, table, held_out)
     labels = {name: table[name][held_out] for name in LABELS}
     scores, alone = (accuracy(columns[f"{kind}_params_est"], columns[f"{kind}_params_err"],
                               *labels.values()) for kind in ("stellar", "model"))

@@ -18,6 +18,7 @@ from helpers import assert_same_datasets, flip_bit, read_all, truncate
 import train
 import xp_utils
 from fitting.catalogue import accuracy
+from fitting.star_solver import StarSolver
 from fitting.training import Trainer
 from shards import ShardReader, ShardWriter, Status, output_state
 
@@ -167,8 +168,9 @@ def test_without_a_direct_stage_the_catalogue_is_the_forward_model_alone(table):
     assert trainer.model.direct is None
     rows = np.arange(60)
     with quick():
-        trained = train.trained_model(trainer, table, rows)
-        found = train.infer_stars(trained, table, rows)
+        solver = StarSolver(trainer.model)
+        trained = train.trained_model(trainer, solver, table, rows)
+        found = train.infer_stars(trained, solver, table, rows)
     np.testing.assert_array_equal(trained.pool_weights, [1, 0])
     np.testing.assert_array_equal(found["stellar_params_est"], found["model_params_est"])
     np.testing.assert_array_equal(found["stellar_params_err"], found["model_params_err"])
@@ -180,7 +182,7 @@ def test_few_calibration_stars_leave_the_forward_model_alone(table, monkeypatch)
     fitted = []
     monkeypatch.setattr(train, "fit_pool", lambda *args: fitted.append(1) or np.array([0.5, 0.5]))
     for n, expected in ((train.MIN_POOL_STARS - 1, [1, 0]), (train.MIN_POOL_STARS, [0.5, 0.5])):
-        found = train.trained_model(trainer, table, np.arange(n)).pool_weights
+        found = train.trained_model(trainer, None, table, np.arange(n)).pool_weights
         np.testing.assert_array_equal(found, expected)
     assert len(fitted) == 1
 
