@@ -4,7 +4,7 @@
 
 Infers the validation stars of a trained model (the stars never trained on), with their parallax and
 with it hidden, and compares them with their labels. A star's pull is (inferred - label) over both
-errors in quadrature, the labels' as step 7 leaves them (with a floor). Prints offset, scatter, pull
+errors in quadrature, the labels' as they are in the training data. Prints offset, scatter, pull
 width (both robust: 1.4826 MAD) and the fraction of pulls beyond 3 in groups of stars, marks what is
 outside the targets, and writes pulls.json and, with and without parallax, pulls_*.png and, for the
 confidences, reliability_*.png to --out. Also for the forward model alone. Takes half a minute.
@@ -19,7 +19,6 @@ import numpy as np
 from shards import usage_exit
 
 G_ZERO_POINT = 25.6874     # Vega; Gaia EDR3 documentation, section 5.4.1
-GIANT_LOGG = 3.5
 LABELS = ("Teff", "[Fe/H]", "log g")
 UNITS = np.array([1e3, 1.0, 1.0])
 MIN_STARS = 30             # fewer in a group say little
@@ -48,15 +47,16 @@ def read_stars(args):
 def inferred(stars, trained, solver, with_parallax):
     """The stars with what `catalogue.infer` finds."""
     from fitting.catalogue import OBSERVED, infer
+    from train import without_parallax
 
     seen = {name: stars[name] for name in OBSERVED}
-    if not with_parallax:
-        seen |= {name: np.full_like(seen[name], np.nan) for name in ("plx", "plx_err")}
-    return stars | infer(seen, solver, trained)
+    return stars | infer(seen if with_parallax else without_parallax(seen), solver, trained)
 
 
 def groups(stars):
     """{name: rows (N,) bool}, by label, G and the reddening that training was given."""
+    from fitting.catalogue import GIANT_LOGG
+
     g, ext, logg = stars["g"], stars["stellar_ext"], stars["stellar_type"][:, 2]
     giant, teff, feh = logg < GIANT_LOGG, stars["stellar_type"][:, 0], stars["stellar_type"][:, 1]
     return {

@@ -36,7 +36,6 @@ PLX_ERROR = 0.2
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.68, 0.8, 0.9, 0.95, 0.99)
 TARGET = {0.68: (0.66, 0.70), 0.95: (0.94, 0.96)}
 PARAMETERS = ("Teff", "[Fe/H]", "log g", "E")
-GIANT_LOGG = 3.5
 LOW_EXT = 0.1
 BATCH = 500
 PROPOSAL_SIZES = (0.5, 0.9, 1.4)   # of the curvature's sigma
@@ -190,6 +189,8 @@ def covered(ranks, levels):
 def summary(ranks, columns):
     """{group: {parameter: ...}}: coverage, mean rank, and the factors by which errors would have to
     grow for 68% and 95% to be inside. Groups are by estimate: by truth, ranks are not uniform."""
+    from fitting.catalogue import GIANT_LOGG
+
     est = columns["model_params_est"][:len(ranks)]
     groups = {"all": np.ones(len(est), bool), "giants": est[:, 2] < GIANT_LOGG,
               "dwarfs": est[:, 2] >= GIANT_LOGG, f"E < {LOW_EXT}": est[:, 3] < LOW_EXT}
@@ -231,7 +232,7 @@ def run(kind, with_parallax, args, solver, trained, hosts):
     columns = infer(table, solver, trained)
     ranks = gaussian_ranks(columns, truth)
     scores = {"catalogue": summary(ranks, columns)}
-    print_summary(f"{kind}: the catalogue's estimates and errors", scores["catalogue"])
+    print_summary(f"{kind}: the forward model's estimates and errors", scores["catalogue"])
     figures.coverage(args.out / f"sbc_{kind.replace(' ', '_').replace('%', '')}.png",
                      ranks[:, :3], np.array(LEVELS), covered(ranks, LEVELS)[:, :3],
                      title=f"Simulated stars, {kind}")

@@ -102,11 +102,11 @@ def own_estimates(args, table, held_out):
     """The catalogue's (N, 3) of the validation stars, with parallaxes and with them hidden, each
     {"catalogue", "forward model alone"}."""
     from fitting.catalogue import OBSERVED, infer
+    from train import without_parallax
 
     trained, solver = common.load_solver(args)
     seen = {name: table[name][held_out] for name in OBSERVED}
-    hidden = seen | {name: np.full_like(seen[name], np.nan) for name in ("plx", "plx_err")}
-    found = [infer(one, solver, trained) for one in (seen, hidden)]
+    found = [infer(one, solver, trained) for one in (seen, without_parallax(seen))]
     return [{"catalogue": one["stellar_params_est"][:, :3],
              "forward model alone": one["model_params_est"][:, :3]} for one in found]
 
