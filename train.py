@@ -11,8 +11,9 @@ used; some of the rest calibrate noise level, pool and confidences and are not t
 The stages of the default recipe: model, mean extinction curve and noise from the best stars; the
 curve's xi-variation from reddened stars; model and noise from all stars, by likelihood; every
 star's own parameters given its label, which rejects outliers; then model and noise by how well the
-posterior finds the label; the noise level; at last the networks of the direct estimate. Then the
-validation stars are inferred as any other star. output_folder/:
+posterior finds the label; the noise level; at last the networks of the direct estimate. Then stars
+simulated by the model tell by how much its errors are too small, and the validation stars are
+inferred as any other star. output_folder/:
 
   model.h5               model, noise, prior, direct estimate, confidences: what step 10 needs
   saved_model/           the forward model as a TensorFlow SavedModel (see model.export)
@@ -75,6 +76,7 @@ STAGE_KEYS = {"likelihood": _GRADIENT_KEYS, "posterior": _GRADIENT_KEYS,
 
 CHECKPOINT_SECONDS = 20.0    # at most so much work is lost
 MIN_TRAINING_STARS = 200
+SIMULATED_STARS = 16_000      # of each kind, for the error factors
 MIN_POOL_STARS = 30          # fewer cannot calibrate the pool: the forward model is left alone
 MOST_REJECTED = 0.2          # of the stars: more are warned of
 
@@ -258,31 +260,52 @@ def infer_stars(trained, solver, table, rows):
 
 
 def trained_model(trainer, solver, table, calibration):
-    """A `catalogue.TrainedModel`: the model with its training range and, from the calibration
-    stars, its confidences."""
+    """A `catalogue.TrainedModel`: the model with its training range, its error factors from
+    simulated stars and, from the calibration stars, its pool and confidences."""
     from scipy.spatial import ConvexHull
 
-    from fitting.catalogue import CONFIDENCE_CENTRE, MODEL_ALONE, TrainedModel
+    from fitting.catalogue import CONFIDENCE_CENTRE, TrainedModel
+    from fitting.posterior import CURVATURE_ALONE, MODEL_ALONE
 
     kept = ~trainer.rejected & ~trainer.calibration
     hull = ConvexHull(trainer.stars.theta[kept].astype("f8")).equations
     values = np.column_stack([trainer.ext, trainer.observed.features])[kept]
     p = 2 * len(CONFIDENCE_CENTRE)
     trained = TrainedModel(trainer.model, np.zeros(p), np.ones(p), np.zeros((3, p)), np.zeros(3),
-                           hull, np.stack([values.min(0), values.max(0)]), MODEL_ALONE)
+                           hull, np.stack([values.min(0), values.max(0)]), CURVATURE_ALONE,
+                           MODEL_ALONE)
+    trained.error_factors = fit_error_factors(trained, solver, trainer)
     if len(calibration):
         if trainer.model.direct is not None and len(calibration) >= MIN_POOL_STARS:
-            trained.pool_weights = fit_pool(solver, table, calibration)
+            trained.pool_weights = fit_pool(trained, solver, table, calibration)
         fit_confidences(trained, solver, table, calibration)
     return trained
 
 
-def fit_pool(solver, table, rows):
-    """The weights (2,) of `catalogue.pool` that make the labels of held-out stars most likely, with
+def fit_error_factors(trained, solver, trainer):
+    """The factors (2, 6) of `posterior.widened` that simulated stars need, with a parallax and
+    without; real stars lend them their errors and brightness."""
+    from fitting.catalogue import infer
+    from fitting.posterior import needed_error_factors, physical
+    from fitting.simulation import simulate
+
+    hosts, factors = {name: getattr(trainer.stars, name) for name in ("flux", "flux_err")}, []
+    for with_parallax in (True, False):
+        rng = np.random.default_rng([trainer.recipe["seed"], 3, with_parallax])
+        table, u = simulate(trainer.model, hosts, SIMULATED_STARS, with_parallax, rng)
+        columns = infer(table, solver, trained)
+        factors.append(needed_error_factors(columns["model_params_est"],
+                                            columns["model_params_err"],
+                                            physical(u, trainer.model.flux)))
+    return np.array(factors)
+
+
+def fit_pool(trained, solver, table, rows):
+    """The weights (2,) of `posterior.pool` that make the labels of held-out stars most likely, with
     and without parallaxes."""
     from scipy.optimize import minimize
 
-    from fitting.catalogue import pool, pool_loss
+    from fitting.posterior import pool, pool_loss, widened
     from fitting.star_solver import StarData
 
     seen = []
@@ -290,7 +313,8 @@ def fit_pool(solver, table, rows):
     for shown in (table, without_parallax(table)):
         data = StarData(*(shown[name][rows] for name in OBSERVED))
         direct = solver.direct(data)
-        seen.append((solver.solve(data, direct[0])[0], *direct))
+        modes = solver.solve(data, direct[0])
+        seen.append((widened(*modes, data.useful_parallax, trained.error_factors), *direct))
 
     def loss(ln_weights):
         return np.mean([pool_loss(pool(*one, np.exp(ln_weights)), z) for one in seen])
@@ -333,7 +357,7 @@ def fit_confidences(trained, solver, table, rows):
 
 
 def predicted_ln_flux(flux_model, est):
-    """ln flux (N, 66) of the estimates (N, 6) in the order of `catalogue.PARAMETER_NAMES`."""
+    """ln flux (N, 66) of the estimates (N, 6) in the order of `posterior.PARAMETER_NAMES`."""
     z = (est[:, :3] - flux_model.theta_mean.numpy()) / flux_model.theta_scale.numpy()
     curve, _ = flux_model.ext_curve(est[:, 5].astype("f4"))
     return (flux_model.ln_flux(z.astype("f4")).numpy() - est[:, 3:4] * curve.numpy()
@@ -414,6 +438,9 @@ def finish(trainer, args, ids, table, calibration, held_out, made_by, log):
     # The model comes last: where it is, all the rest is.
     write_arrays(args.output / "model.h5", trained.to_arrays(), made_by,
                  recipe=json.dumps(trainer.recipe))
+    for factors, stars in zip(trained.error_factors, ("with", "without"), strict=True):
+        log.info("error factors of stars %s a parallax: Teff %.2f, [Fe/H] %.2f, log g %.2f, E %.2f",
+                 stars, *factors[:4], extra={"summary": True})
     if trained.pool_weights[1]:
         log.info("pool: weights %.2f of the forward model, %.2f of the direct estimate",
                  *trained.pool_weights, extra={"summary": True})

@@ -118,7 +118,7 @@ def excess(data, solver, u, n_restarts, seed=0):
     Returns three arrays (N,): above the best with the noise held at u; above the best of those that
     ended elsewhere, each with a noise of its own; and of those that ended in the same mode.
     """
-    from fitting.catalogue import estimates
+    from fitting.posterior import estimates
     from fitting.star_solver import POOLED_ITERATIONS
 
     n = len(data)

@@ -1,25 +1,18 @@
 """Simulation-based calibration: are the posteriors of simulated stars as wide as they should be?
 
-    python benchmarks/calibration_sbc.py [--model FOLDER --training-data FILE] [--stars 4000]
+    python benchmarks/calibration_sbc.py [--model FOLDER --training-data FILE] [--stars 16000]
 
-Draws stars as the forward model believes they are and infers them as any other star
-(`catalogue.infer`); what is judged are the posteriors of the forward model alone (model_params_est,
-_err), as the direct estimate's errors are of real stars and labels:
-
-- type theta from the mixture prior; xi from N(0, 1); E uniform in 0..1.5, since its prior is flat;
-- reported relative errors, missing bands and brightness of a validation star each, the parallax
-  following from the brightness (its prior in ln parallax is flat);
-- ln fluxes from the forward model plus a draw of the noise model, evaluated at the true star:
-  multivariate Student-t, as the likelihood has it;
-- the observed parallax such that, with an error of 20% of it, its likelihood holds; or none.
+Draws stars as the forward model believes they are (`fitting.simulation`; validation stars lend them
+their errors and brightness) and infers them as any other star (`catalogue.infer`). What is judged
+are the posteriors of the forward model alone (model_params_est, _err), as the direct estimate's
+errors are of real stars and labels. Other draws, with the errors of training stars, gave the model
+its two error factors (`train.fit_error_factors`).
 
 If model and inference agree, the rank of each true value in its posterior (a Gaussian of the
 catalogue's estimate and error) is uniform, and the 68% and 95% intervals hold 68% and 95% of the
-truths. Also done with the noise held at its value at the true star during inference, which a real
-star does not permit: the difference is what is lost by evaluating the noise at the solution. And
-with ranks among Metropolis samples of the posterior in the place of the Gaussian, for some of the
-stars: the difference is what is lost by the Gaussian. Writes sbc.json and figures to --out. Takes
-about three minutes.
+truths. Also done with ranks among Metropolis samples of the posterior in the place of the Gaussian,
+for some of the stars: the difference is what is lost by the Gaussian. Writes sbc.json and figures
+to --out. Takes about three minutes.
 """
 
 import argparse
@@ -31,13 +24,10 @@ from scipy.special import ndtr, ndtri
 
 from shards import usage_exit
 
-MAX_EXT = 1.5
-PLX_ERROR = 0.2
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.68, 0.8, 0.9, 0.95, 0.99)
 TARGET = {0.68: (0.66, 0.70), 0.95: (0.94, 0.96)}
 PARAMETERS = ("Teff", "[Fe/H]", "log g", "E")
 LOW_EXT = 0.1
-BATCH = 500
 PROPOSAL_SIZES = (0.5, 0.9, 1.4)   # of the curvature's sigma
 THIN = 10
 
@@ -45,7 +35,7 @@ THIN = 10
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     common.add_arguments(parser)
-    parser.add_argument("--stars", type=int, default=4000, help="of each kind (%(default)s)")
+    parser.add_argument("--stars", type=int, default=16000, help="of each kind (%(default)s)")
     parser.add_argument("--sampled", type=int, default=512,
                         help="stars whose posterior is sampled (%(default)s)")
     parser.add_argument("--steps", type=int, default=6000, help="of a chain (%(default)s)")
@@ -53,98 +43,18 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-# --------------------------------------------------------------------------- stars of the model
-
-
-def parallax_ratio(n, rng):
-    """True over observed parallax (n,), for an error of PLX_ERROR times the observed one and a
-    prior flat in ln parallax: density exp(-(1 - t)^2 / 2 PLX_ERROR^2) / t, by rejection."""
-    out = np.empty(0)
-    while len(out) < n:
-        t = 1 + PLX_ERROR * rng.normal(size=4 * n)
-        t = t[t > PLX_ERROR]
-        out = np.concatenate([out, t[rng.random(len(t)) < PLX_ERROR / t]])
-    return out[:n]
-
-
-def ln_flux_noise(noise, z, ext, rel_err, features, rng):
-    """Draws of the noise of ln flux (N, 66) at the true stars."""
-    nu = float(noise.nu)
-    out = np.empty_like(rel_err)
-    for k in range(0, len(z), BATCH):
-        rows = slice(k, k + BATCH)
-        whitening, _ = noise.whitening(z[rows], ext[rows], rel_err[rows],
-                                       np.ones_like(rel_err[rows]), features[rows])
-        gauss = rng.normal(size=(len(z[rows]), rel_err.shape[1], 1))
-        draws = np.linalg.solve(whitening.numpy().astype("f8"), gauss)[..., 0]
-        scale = np.sqrt(nu / rng.chisquare(nu, len(draws)))
-        out[rows] = draws * scale[:, None]
-    return out
-
-
-def simulate(model, hosts, n, with_parallax, rng):
-    """(table of `catalogue.OBSERVED`, true u (n, 6)) of simulated stars.
-
-    hosts: flux and flux_err of real stars, which lend errors, missing bands and brightness.
-    """
-    from fitting.star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Z
-    from model import MIN_FLUX_SIGMAS, ln_flux_data
-
-    rows = rng.integers(len(hosts["flux"]), size=n)
-    host = ln_flux_data(hosts["flux"][rows], hosts["flux_err"][rows])
-    u = np.zeros((n, 6), "f4")
-    u[:, Z] = np.clip(model.prior.sample(n, rng), LOWER[Z], UPPER[Z])
-    u[:, XI] = rng.normal(size=n)
-    ext = rng.uniform(0, MAX_EXT, n).astype("f4")
-    u[:, LN_E] = np.log(ext)
-    mean = model.flux.ln_flux(u[:, Z]) - ext[:, None] * model.flux.ext_curve(u[:, XI])[0]
-    mean = mean.numpy()
-    # ln parallax such that the brightness is the host's, so that the noise is what it says.
-    apparent = ln_flux_data(np.exp(mean), np.where(host.used > 0, 0.01, np.inf) * np.exp(mean))
-    u[:, LN_PLX] = 0.5 * (host.features[:, 0] - apparent.features[:, 0])
-    y = mean + 2 * u[:, LN_PLX, None]
-    y = y + ln_flux_noise(model.noise, u[:, Z], ext, host.rel_err, host.features, rng)
-    rel_err = np.minimum(host.rel_err, 1 / MIN_FLUX_SIGMAS)
-    table = {"flux": np.where(host.used > 0, np.exp(y), 0.0),
-             "flux_err": np.where(host.used > 0, rel_err * np.exp(y), np.inf),
-             "plx": np.full(n, np.nan), "plx_err": np.full(n, np.nan)}
-    if with_parallax:
-        table["plx"] = np.exp(u[:, LN_PLX]) / parallax_ratio(n, rng)
-        table["plx_err"] = PLX_ERROR * table["plx"]
-    return {name: value.astype("f4") for name, value in table.items()}, u
-
-
-def physical(u, flux_model):
-    """(Teff, [Fe/H], log g, E) (..., 4) of u (..., 6)."""
-    from fitting.star_solver import LN_E, Z
-
-    theta = u[..., Z] * flux_model.theta_scale.numpy() + flux_model.theta_mean.numpy()
-    return np.concatenate([theta, np.exp(u[..., LN_E])[..., None]], -1)
-
-
-# ------------------------------------------------------------------------------ other posteriors
-
-
-def held_noise_solver(solver, u):
-    """A `StarSolver` that evaluates the noise at u (N, 6), not where the star is found to be."""
-    from fitting.star_solver import StarSolver
-
-    class HeldNoiseSolver(StarSolver):
-        def minimise(self, data, u0, *args, rows=None, **kwargs):
-            rows = np.arange(len(data)) if rows is None else rows
-            return super().minimise(data, u0, *args, rows=rows, noise_at=u[rows], **kwargs)
-
-    return HeldNoiseSolver(solver.model)
+# ----------------------------------------------------------------------------- sampled posteriors
 
 
 def sampled_ranks(data, solver, solution, truth, n_steps, rng):
     """Ranks (N, 4) of the truths (N, 4) among Metropolis samples of the posterior, NaN for a star
-    without proper curvature; and the samples' standard deviation (N, 4).
+    without proper curvature; the samples' standard deviation (N, 4); and their root mean square
+    distance (N, 4) from the maximum of the posterior, which is what the catalogue's errors are.
 
     The noise is evaluated at each sample, as `StarSolver.objective` does. ln parallax is at its
     best for each sample rather than marginalised, which is the same for a Gaussian.
     """
-    from fitting.catalogue import inverse_or_nan
+    from fitting.posterior import inverse_or_nan, physical
     from fitting.star_solver import LN_PLX, LOWER, UPPER
 
     free = [k for k in range(6) if k != LN_PLX]
@@ -164,11 +74,12 @@ def sampled_ranks(data, solver, solution, truth, n_steps, rng):
         # new.u has the best ln parallax: far from it, float32 would cancel in chi^2.
         u[accept], phi[accept] = new.u[accept], new.phi[accept]
         if step >= n_steps // 10 and step % THIN == 0:
-            samples.append(physical(u.astype("f8"), solver.model.flux))
+            samples.append(physical(u, solver.model.flux)[:, :len(PARAMETERS)])
     samples = np.array(samples)                                            # (steps, N, 4)
     ranks = (samples < truth).mean(0)
     ranks[~good] = np.nan
-    return ranks, samples.std(0)
+    from_best = samples - physical(solution.u, solver.model.flux)[:, :len(PARAMETERS)]
+    return ranks, samples.std(0), np.sqrt((from_best**2).mean(0))
 
 
 # ------------------------------------------------------------------------------------- the score
@@ -224,11 +135,13 @@ def run(kind, with_parallax, args, solver, trained, hosts):
     """Simulate, infer, print and draw one kind of stars; returns its scores for the JSON."""
     import figures
     from fitting.catalogue import infer
+    from fitting.posterior import physical
+    from fitting.simulation import simulate
     from fitting.star_solver import StarData
 
     rng = np.random.default_rng([args.seed, with_parallax])
     table, u = simulate(solver.model, hosts, args.stars, with_parallax, rng)
-    truth = physical(u.astype("f8"), solver.model.flux)
+    truth = physical(u, solver.model.flux)[:, :len(PARAMETERS)]
     columns = infer(table, solver, trained)
     ranks = gaussian_ranks(columns, truth)
     scores = {"catalogue": summary(ranks, columns)}
@@ -237,20 +150,17 @@ def run(kind, with_parallax, args, solver, trained, hosts):
                      ranks[:, :3], np.array(LEVELS), covered(ranks, LEVELS)[:, :3],
                      title=f"Simulated stars, {kind}")
 
-    held_columns = infer(table, held_noise_solver(solver, u), trained)
-    scores["noise held at the truth"] = summary(gaussian_ranks(held_columns, truth), held_columns)
-    print_summary(f"{kind}: the same, the noise held at the truth",
-                  scores["noise held at the truth"])
-
     data = StarData(*table.values()).take(slice(0, args.sampled))
     best, _ = solver.solve(data)
-    few, spread = sampled_ranks(data, solver, best, truth[:args.sampled], args.steps, rng)
+    few, *widths = sampled_ranks(data, solver, best, truth[:args.sampled], args.steps, rng)
     scores["sampled"] = summary(few, columns)
     print_summary(f"{kind}: the posterior sampled, {args.steps} steps", scores["sampled"])
-    ratio = np.nanmedian(spread / columns["model_params_err"][:len(few), :4], 0)
-    scores["sampled width over error"] = dict(zip(PARAMETERS, ratio.tolist(), strict=True))
-    print("width of the samples over the catalogue's error, median: "
-          + ", ".join(f"{name} {x:.2f}" for name, x in zip(PARAMETERS, ratio, strict=True)))
+    for name, width in zip(("width of the samples", "their distance from the maximum"), widths,
+                           strict=True):
+        ratio = np.nanmedian(width / columns["model_params_err"][:len(few), :4], 0)
+        scores[f"{name} over error"] = dict(zip(PARAMETERS, ratio.tolist(), strict=True))
+        print(f"{name} over the catalogue's error, median: "
+              + ", ".join(f"{p} {x:.2f}" for p, x in zip(PARAMETERS, ratio, strict=True)))
     return scores
 
 

@@ -11,100 +11,9 @@ from enum import IntFlag
 import numpy as np
 
 import xp_utils
-from fitting.star_solver import LN_E, LN_PLX, LOWER, UPPER, XI, Solution, StarData
+from fitting.posterior import estimates, pool, widened
+from fitting.star_solver import StarData
 from model import LABEL_NAMES, N_LABELS, StellarModel, used_fluxes
-
-# Order of `stellar_params_est`: Teff (kK), [Fe/H], log g, E, parallax (mas), xi.
-PARAMETER_NAMES = ("teff", "feh", "logg", "E", "plx", "xi")
-_FROM_U = np.array([0, 1, 2, LN_E, LN_PLX, XI])
-
-
-@dataclass
-class Estimates:
-    """Parameters in physical units, in the order of PARAMETER_NAMES, float64.
-
-    est, err (N, 6); cov, icov (N, 6, 6); NaN in all of them for a star without a solution or
-    whose curvature is not positive definite.
-    """
-
-    est: np.ndarray
-    err: np.ndarray
-    cov: np.ndarray
-    icov: np.ndarray
-
-
-def estimates(solution, model):
-    """`Estimates` from a `Solution`: the covariance is the inverse curvature of -ln posterior
-    (Gauss-Newton, with the priors), carried from u to physical units to first order."""
-    u = solution.u.astype("f8")
-    mean = model.flux.theta_mean.numpy().astype("f8")
-    scale = model.flux.theta_scale.numpy().astype("f8")
-    est = u[:, _FROM_U]
-    est[:, :3] = est[:, :3] * scale + mean
-    est[:, 3:5] = np.exp(est[:, 3:5])
-    slope = np.concatenate([np.broadcast_to(scale, (len(u), 3)), est[:, 3:5],
-                            np.ones((len(u), 1))], 1)                      # d est / d u
-    icov = solution.hessian.astype("f8")[:, _FROM_U][:, :, _FROM_U]
-    icov = icov / (slope[:, :, None] * slope[:, None])
-    cov = inverse_or_nan(icov)
-    bad = ~np.isfinite(cov).all((1, 2))
-    est[bad], icov[bad] = np.nan, np.nan
-    return Estimates(est, np.sqrt(np.einsum("nii->ni", cov)), cov, icov)
-
-
-def inverse_or_nan(matrices):
-    """Inverses (N, k, k) float64 of symmetric matrices; NaN where not positive definite."""
-    scale = np.sqrt(np.abs(np.einsum("nii->ni", matrices)))
-    scale = np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
-    unit = matrices / (scale[:, :, None] * scale[:, None])
-    good = np.isfinite(unit).all((1, 2))
-    eigenvalues = np.linalg.eigvalsh(np.where(good[:, None, None], unit, np.eye(unit.shape[1])))
-    good &= eigenvalues[:, 0] > 1e-10
-    out = np.full_like(unit, np.nan)
-    out[good] = np.linalg.inv(unit[good])
-    return out / (scale[:, :, None] * scale[:, None])
-
-
-# ------------------------------------------------------------- the direct estimate and the model's
-
-
-MODEL_ALONE = np.array([1.0, 0.0])    # pool weights that leave the forward model's posterior alone
-POOL_NU = 5.0                         # of the labels' errors, when the weights are fitted
-
-
-def pool(solution, z, sigma, weights):
-    """`Solution` of N stars with the direct estimate z, sigma (N, 3) of their types pooled in.
-
-    The type's posterior is the logarithmic pool (Genest & Zidek 1986, Statistical Science 1, 114)
-    of the forward model's, dust and the rest marginalised, and of the direct estimate: precision
-    a P + b diag(1/sigma^2), weights (a, b). Both come from the same fluxes, so a + b is near 1, not
-    2. Dust, parallax and xi given the type are the forward model's. phi, chi2 and converged remain
-    those of the forward model's maximum. A star without proper curvature stays as it is.
-    """
-    out = Solution(*(value.copy() for value in vars(solution).values()))
-    hessian = solution.hessian.astype("f8")
-    rows = np.flatnonzero(np.isfinite(inverse_or_nan(hessian)).all((1, 2))
-                          & np.isfinite(z).all(1) & np.isfinite(sigma).all(1))
-    hessian, first = hessian[rows], solution.u[rows].astype("f8")
-    to_rest = np.linalg.solve(hessian[:, 3:, 3:], hessian[:, 3:, :3])      # of the rest with z
-    own = hessian[:, :3, :3] - hessian[:, :3, 3:] @ to_rest
-    extra = weights[1] / sigma[rows].astype("f8") ** 2
-    pooled = weights[0] * own + extra[:, :, None] * np.eye(3)
-    step = np.linalg.solve(pooled, (extra * (z[rows] - first[:, :3]))[:, :, None])
-    move = np.concatenate([step, -to_rest @ step], 1)[:, :, 0]
-    out.u[rows] = np.clip(first + move, LOWER, UPPER)
-    out.hessian[rows, :3, :3] += pooled - own
-    return out
-
-
-def pool_loss(solution, z):
-    """-ln p of labels z (N, 3) under the pooled `solution`, Student-t, mean over stars and labels,
-    up to a constant; stars without proper curvature are left out."""
-    cov = inverse_or_nan(solution.hessian.astype("f8"))[:, :3, :3]
-    variance = np.einsum("nii->ni", cov)
-    off2 = (solution.u[:, :3] - z) ** 2 / variance
-    return np.nanmean(0.5 * np.log(variance) + 0.5 * (POOL_NU + 1) * np.log1p(off2 / POOL_NU))
-
 
 # --------------------------------------------------------------------------- flags, confidence
 
@@ -140,8 +49,8 @@ class TrainedModel:
     confidence_mean, _scale (p,), _weight (3, p), _offset (3,): logistic regressions on
     `confidence_features`. hull (k, 4): the convex hull of the training labels, points x inside
     have hull[:, :3] x + hull[:, 3] <= 0. ranges (2, 3): lowest and highest E, brightness and error
-    level of the training stars. pool_weights (2,): of the forward model and the direct estimate in
-    `pool`.
+    level of the training stars. error_factors (2, 6): see `posterior.widened`. pool_weights (2,):
+    of the forward model and the direct estimate in `posterior.pool`.
     """
 
     stellar: StellarModel
@@ -151,10 +60,11 @@ class TrainedModel:
     confidence_offset: np.ndarray
     hull: np.ndarray
     ranges: np.ndarray
+    error_factors: np.ndarray
     pool_weights: np.ndarray
 
     ARRAYS = ("confidence_mean", "confidence_scale", "confidence_weight", "confidence_offset",
-              "hull", "ranges", "pool_weights")
+              "hull", "ranges", "error_factors", "pool_weights")
 
     def to_arrays(self):
         """All that defines it, as {name: array}."""
@@ -285,6 +195,7 @@ def solved_columns(data, solver, trained, n_flux):
     """INFERRED columns but for the confidences, and converged (N,) bool, of usable stars."""
     direct = (None, None) if solver.model.direct is None else solver.direct(data)
     best, second = solver.solve(data, direct[0])
+    best = widened(best, second, data.useful_parallax, trained.error_factors)
     first, other = estimates(best, solver.model), estimates(second, solver.model)
     pooled = first
     if trained.pool_weights[1]:

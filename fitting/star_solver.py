@@ -56,16 +56,18 @@ TEMPLATE_WIDENING = 1.4
 TEMPLATE_MIN_NM = 442.0    # bluer, the flux of red stars is noise
 TEMPLATE_N_PCA = 12
 TEMPLATE_LN_FLUX_ERR = 0.04  # distance of a star to the nearest template, per channel
-MAX_STARTS = 4
 BESIDE_DIRECT = 1.0          # of z: templates of its family that are nearer to the direct estimate
                              # are not tried
 START_EXT_RANGE = (0.02, 8.0)
 START_MARGIN = 5.0           # a family this much worse (in chi^2) than the best is tried as well
+USEFUL_PLX_ERR = 0.5         # of the parallax: with a larger error, all families are tried
+POOR_CHI2 = 1.5              # a flux: with a worse fit, they are tried after all
 TRIAL_ITERATIONS = 5         # then starts that are behind by more than TRIAL_MARGIN in phi end
 TRIAL_MARGIN = 5.0
 TRIAL_SAME_MODE = 0.3        # of z: starts closer than this to the star's best end as well
 SAME_MODE = 0.1              # of z: solutions closer than this are one mode
 LEAST_CURVATURE = 0.25       # of Gauss-Newton's: errors are at most twice as wide
+N_FAMILIES = 7
 FAMILY_LOGG = (2.55, 3.5, 4.15)   # bright giants | lower giants | subgiants | dwarfs
 FAMILY_GIANT_FEH = -1.0           # dex: metal-poor | metal-rich giants
 FAMILY_DWARF_TEFF = 5.2           # kK: cool | hot dwarfs
@@ -96,6 +98,11 @@ class StarData:
     def observed(self):
         """`model.LnFlux` of the stars, made once: the arrays are not to be changed afterwards."""
         return ln_flux_data(self.flux, self.flux_err)
+
+    @property
+    def useful_parallax(self):
+        """Which stars have a parallax larger than twice its error (N,) bool."""
+        return self.plx_err < USEFUL_PLX_ERR * self.plx
 
     def take(self, rows):
         """The same, of some rows (an index array or slice)."""
@@ -361,21 +368,34 @@ class StarSolver:
         """Start search, descents from the starts worth it, and the best two modes found.
 
         Every start gets a few iterations; those still close to a star's best, but not where it is,
-        are finished, with the noise model evaluated anew where they are.
+        are finished, with the noise model evaluated anew where they are. Stars that no start worth
+        it fits well start from all families.
         Returns (best, second): `Solution`s of N stars; the second is the best one of another
         family of stars, NaN (phi inf) where none was near. The curvature of the best is that of
         `curvature_over_a_sigma`. z_direct (N, 3): the types that `direct` gives, if known already.
         """
         if z_direct is None and self.model.direct is not None:
             z_direct, _ = self.direct(data)
-        starts, tried = self._starts.find(data, self.batch_size, z_direct)
+        best, second = self._search(data, z_direct)
+        poor = np.flatnonzero((best.chi2 > POOR_CHI2 * data.observed.used.sum(1))
+                              & data.useful_parallax)      # the others did so already
+        if len(poor):
+            again = self._search(data.take(poor), None if z_direct is None else z_direct[poor],
+                                 every_family=True)
+            for former, new in zip((best, second), again, strict=True):
+                former.put(poor, new)
+        best.hessian = self.curvature_over_a_sigma(data, best)
+        return best, second
+
+    def _search(self, data, z_direct, every_family=False):
+        """The best two modes (`Solution`s) from the starts worth it, or from those of all families.
+        """
+        starts, tried = self._starts.find(data, self.batch_size, z_direct, every_family)
         rank, star = np.nonzero(tried.T)     # starts of one kind together: they take alike long
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)
         go_on = self._worth_finishing(trial, star, len(data))
         trial.put(go_on, self.finish(data, trial.u[go_on], rows=star[go_on]))
-        best, second = self._modes(trial, star, len(data))
-        best.hessian = self.curvature_over_a_sigma(data, best)
-        return best, second
+        return self._modes(trial, star, len(data))
 
     def direct(self, data):
         """The model's direct estimate of the stars: z (N, 3) and its error (N, 3)."""
@@ -493,7 +513,8 @@ def _next_damping(damping, gain, accept):
 
 
 def family_of(theta):
-    """Families of stars whose fluxes can be mistaken for one another: 0..6 for theta (N, 3)."""
+    """Families of stars whose fluxes can be mistaken for one another: below N_FAMILIES, for theta
+    (N, 3)."""
     teff, feh, logg = theta.T
     return np.select([logg < FAMILY_LOGG[0], logg < FAMILY_LOGG[1], logg < FAMILY_LOGG[2]],
                      [0 + (feh < FAMILY_GIANT_FEH), 2 + (feh < FAMILY_GIANT_FEH), 4],
@@ -566,16 +587,17 @@ class StartSearch:
                 tf.gather(ext, index, batch_dims=1), soft)
 
     def _family_slices(self):
-        edges = np.searchsorted(self.family, np.arange(8))
+        edges = np.searchsorted(self.family, np.arange(N_FAMILIES + 1))
         return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
-    def find(self, data, batch_size, z_direct=None):
-        """Starts u (N, k, 6) of each star, and which of them are worth a try (N, k) bool.
+    def find(self, data, batch_size, z_direct=None, every_family=False):
+        """Starts u (N, k, 6) of each star, and which of them are worth a try (N, k) bool: with
+        every_family, or without a useful parallax, all are.
 
         The first is at the direct estimate z_direct (N, 3), if there is one; the others are the
         best templates of each family, best first, but for one that would start beside it.
         """
-        starts = np.zeros((len(data), 1 + MAX_STARTS, N_PAR), "f4")
+        starts = np.zeros((len(data), 1 + N_FAMILIES, N_PAR), "f4")
         starts[:, :, LN_E] = -2.0           # without a spectrum: the centre of the prior
         tried = np.zeros(starts.shape[:2], bool)
         tried[:, 1] = True
@@ -589,7 +611,9 @@ class StartSearch:
             for k in range(0, len(alike), batch_size):
                 rows = alike[k:k + batch_size]
                 z = np.zeros((len(rows), 3)) if z_direct is None else z_direct[rows]
-                starts[rows], tried[rows] = self._find_batch(data, rows, channels, batch_size, z)
+                starts[rows], cost = self._find_batch(data, rows, channels, batch_size, z)
+                wide = every_family | ~data.useful_parallax[rows, None]
+                tried[rows] = cost < np.where(wide, np.inf, cost[:, 1:2] + START_MARGIN)
         if z_direct is None:
             return starts[:, 1:], tried[:, 1:]
         z = starts[:, :, Z]
@@ -599,7 +623,8 @@ class StartSearch:
         return starts, tried & ~(beside & tried[:, :1])
 
     def _find_batch(self, data, rows, channels, batch_size, z_direct):
-        """Starts (m, k, 6) and which to try (m, k) for at most `batch_size` stars."""
+        """Starts (m, k, 6) and how unlikely they are (m, k), inf where there is none, for at most
+        `batch_size` stars."""
         m = len(rows)
         flux, err = data.flux[rows][:, channels], data.flux_err[rows][:, channels]
         ln_flux = np.zeros((batch_size, data.flux.shape[1]), "f4")
@@ -610,16 +635,15 @@ class StartSearch:
         z[:m] = z_direct
         out = self._search_tf(ln_flux, plx, ivar, z, *self._table(channels))
         cost, index, ln_plx, ext, soft = (x.numpy()[:m] for x in out)      # (m, families), (m, 2)
-        order = np.argsort(cost, 1)[:, :MAX_STARTS]
+        order = np.argsort(cost, 1)
         cost, index, ln_plx, ext = (np.take_along_axis(a, order, 1)
                                     for a in (cost, index, ln_plx, ext))
-        u = np.zeros((m, 1 + MAX_STARTS, N_PAR), "f4")
+        u = np.zeros((m, 1 + N_FAMILIES, N_PAR), "f4")
         k = 1 + order.shape[1]
         u[:, 0, Z], u[:, 1:k, Z] = z_direct, self.z[index]
         u[:, 0, LN_PLX], u[:, 1:k, LN_PLX] = soft[:, 0], ln_plx
         u[:, 0, LN_E] = np.log(np.clip(soft[:, 1], *START_EXT_RANGE))
         u[:, 1:k, LN_E] = np.log(np.clip(ext, *START_EXT_RANGE))
-        tried = np.ones(u.shape[:2], bool)
-        tried[:, 1:] = False
-        tried[:, 1:k] = cost < cost[:, :1] + START_MARGIN
-        return np.clip(u, LOWER, UPPER), tried
+        all_costs = np.full(u.shape[:2], np.inf)
+        all_costs[:, 0], all_costs[:, 1:k] = -np.inf, cost
+        return np.clip(u, LOWER, UPPER), all_costs

@@ -190,7 +190,8 @@ class Trainer:
 
         The label and the other candidates are drawn alike about a common centre, so they are
         exchangeable but for the prior and the fluxes: this is small where the posterior is right,
-        in place and in width. E > 0, parallax and xi are marginalised.
+        in place and in width. E > 0, parallax and xi are marginalised, and so are the errors of the
+        label where the batch has them.
         """
         candidates = batch["candidates"]                                   # (B, k, 3)
         shape = candidates.shape[:2]
@@ -199,7 +200,11 @@ class Trainer:
         curve, dxi = self._curve_columns(batch)
         residual = batch["value"][:, None] - ln_flux - 2.0 * batch["ln_plx"][:, None, None]
         plx = 2.0 * batch["ln_plx_err"][:, None] * tf.ones_like(curve)
-        u, r, _ = self._whitened(batch, tf.stack([-FLAT_EXT_ERR * curve, plx, dxi], 1), residual)
+        columns = tf.stack([-FLAT_EXT_ERR * curve, plx, dxi], 1)
+        if "label_err" in batch:
+            _, dz = self.model.flux.ln_flux_and_jacobian(batch["z_noise"])
+            columns = tf.concat([columns, dz * batch["label_err"][:, :, None]], 1)
+        u, r, _ = self._whitened(batch, columns, residual)
         chi2, amplitude, inverse, _ = marginal_chi2(r, u)
         n = tf.reduce_sum(batch["used"], 1)[:, None]
         # The part of the Gaussian in E that lies at E > 0, relative to its width.
@@ -279,6 +284,8 @@ class Trainer:
             draws = rng.normal(size=(n, CANDIDATES, 3))
             batch["candidates"] = centre[:, None] + width[:, None] * draws
             batch["candidates"][:, 0] = batch["z"]
+        if kind == "calibration":       # the errors of labels are not the model's
+            batch["label_err"] = self.z_err[rows]
         return {name: np.asarray(value, "f4") for name, value in batch.items()}
 
     def _some_without_bp(self, rows, rng):

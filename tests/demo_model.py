@@ -47,8 +47,8 @@ RECIPE = {
 
 @contextlib.contextmanager
 def quick():
-    """TensorFlow without compiling; a training that warms up fast and saves its state often; a
-    solver that gives up early."""
+    """TensorFlow without compiling; a training that warms up fast, saves its state often and
+    simulates few stars; a solver that gives up early."""
     import tensorflow as tf
 
     import train
@@ -57,6 +57,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(train, "SIMULATED_STARS", 60)
         patch.setattr(star_solver, "POOLED_ITERATIONS", 8)
         tf.config.run_functions_eagerly(True)
         try:

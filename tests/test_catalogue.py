@@ -25,22 +25,18 @@ from fitting.catalogue import (
     CONFIDENCES,
     INFERRED,
     MIN_XP_FLUXES,
-    MODEL_ALONE,
     QualityFlag,
     TrainedModel,
     accuracy,
     confidence_features,
-    estimates,
     format_accuracy,
     infer,
-    inverse_or_nan,
     is_right,
-    pool,
-    pool_loss,
     quality_flags,
     robust_width,
 )
-from fitting.star_solver import Solution, StarData, StarSolver
+from fitting.posterior import CURVATURE_ALONE, MODEL_ALONE, estimates, pool, widened
+from fitting.star_solver import StarData, StarSolver
 from model import DirectNetwork, ln_flux_data
 from shards import ShardWriter
 
@@ -64,7 +60,8 @@ def make_trained(stellar, offset=(LOGIT, LOGIT, LOGIT), weight=0.0, **changes):
         "confidence_mean": rng.normal(size=N_FEATURES), "confidence_scale": np.ones(N_FEATURES),
         "confidence_weight": weight * rng.normal(size=(3, N_FEATURES)),
         "confidence_offset": np.array(offset), "hull": ConvexHull(corners).equations,
-        "ranges": np.array([[0, -20, -20], [20, 20, 20.0]]), "pool_weights": MODEL_ALONE,
+        "ranges": np.array([[0, -20, -20], [20, 20, 20.0]]),
+        "error_factors": CURVATURE_ALONE, "pool_weights": MODEL_ALONE,
     }
     return TrainedModel(stellar, **(values | changes))
 
@@ -98,72 +95,6 @@ BAD = [0, 1, 2, 4]
 @pytest.fixture(scope="module")
 def inferred(table, solver, trained):
     return infer(table, solver, trained)
-
-
-# ------------------------------------------------------------------------------ the covariance
-
-
-def positive_definite(n, rng, k=6):
-    root = rng.normal(size=(n, k, k + 2))
-    return root @ root.transpose(0, 2, 1)
-
-
-def test_inverse_is_accurate_whatever_the_units():
-    rng = np.random.default_rng(0)
-    matrices = positive_definite(20, rng)
-    units = np.exp(rng.uniform(-14, 14, (20, 6)))
-    scaled = matrices * units[:, :, None] * units[:, None]
-    expected = np.linalg.inv(matrices) / (units[:, :, None] * units[:, None])
-    np.testing.assert_allclose(inverse_or_nan(scaled), expected, rtol=1e-6)
-
-
-def not_positive_definite():
-    rng = np.random.default_rng(1)
-    values, vectors = np.linalg.eigh(positive_definite(1, rng)[0])
-    negative = (vectors * (values * [-1e-3, 1, 1, 1, 1, 1])) @ vectors.T
-    singular = (vectors * (values * [0, 1, 1, 1, 1, 1])) @ vectors.T
-    infinite, nan = np.eye(6), np.eye(6)
-    infinite[2, 2], nan[1, 4] = np.inf, np.nan
-    return {"one negative eigenvalue": negative, "singular": singular, "zero": np.zeros((6, 6)),
-            "negative diagonal": -np.eye(6), "infinite": infinite, "NaN": nan}
-
-
-@pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize("kind", not_positive_definite())
-def test_matrix_that_is_not_positive_definite_gives_NaN_and_leaves_its_neighbours(kind):
-    good = positive_definite(2, np.random.default_rng(2))
-    found = inverse_or_nan(np.stack([good[0], not_positive_definite()[kind], good[1]]))
-    assert np.isnan(found[1]).all()
-    np.testing.assert_allclose(found[[0, 2]], np.linalg.inv(good), rtol=1e-8)
-
-
-def test_estimates_are_u_and_its_covariance_in_physical_units(solver):
-    rng = np.random.default_rng(3)
-    solution = Solution.empty(4)
-    solution.u[:] = rng.normal(size=(4, 6))
-    solution.hessian[:] = 10 * positive_definite(4, rng)
-    found = estimates(solution, solver.model)
-    for i in range(4):
-        u = solution.u[i].astype("f8")
-        expected = [*(u[:3] * THETA_SCALE + THETA_MEAN), np.exp(u[4]), np.exp(u[5]), u[3]]
-        np.testing.assert_allclose(found.est[i], expected, rtol=1e-6)
-        jacobian = np.zeros((6, 6))  # rows: Teff, [Fe/H], log g, E, plx, xi; columns: u
-        jacobian[[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5, 3]] = [*THETA_SCALE, *expected[3:5], 1]
-        covariance = jacobian @ np.linalg.inv(solution.hessian[i].astype("f8")) @ jacobian.T
-        np.testing.assert_allclose(found.cov[i], covariance, rtol=1e-5)
-        np.testing.assert_allclose(found.err[i], np.sqrt(np.diag(covariance)), rtol=1e-5)
-        np.testing.assert_allclose(found.icov[i] @ found.cov[i], np.eye(6), atol=1e-7)
-
-
-def test_estimates_without_a_proper_covariance_are_NaN_throughout(solver):
-    solution = Solution.empty(8)
-    solution.u[:7] = 0.1
-    solution.hessian[0] = np.eye(6)
-    solution.hessian[1:7] = list(not_positive_definite().values())
-    found = estimates(solution, solver.model)  # the last: no solution at all
-    for value in vars(found).values():
-        assert np.isfinite(value[0]).all()
-        assert np.isnan(value[1:]).all()
 
 
 # ---------------------------------------------------------------------------------------- flags
@@ -310,99 +241,15 @@ def test_estimate_is_right_within_3_sigma_and_the_tolerance():
         [True] * 3, [False] * 3, [True] * 3, [False, True, True]])
 
 
-# --------------------------------------------------------------------- pooling two estimates
-
-
-@pytest.fixture
-def solution():
-    """A `Solution` of 20 stars whose curvatures are positive definite."""
-    rng = np.random.default_rng(5)
-    out = Solution.empty(20)
-    out.u[:] = 0.3 * rng.normal(size=(20, 6))
-    out.hessian[:] = positive_definite(20, rng)
-    out.phi[:], out.chi2[:] = 1.0, 60.0
-    return out
-
-
-def direct_estimate(n, seed=6):
-    rng = np.random.default_rng(seed)
-    return 0.3 * rng.normal(size=(n, 3)), rng.uniform(0.2, 2.0, (n, 3))
-
-
-def test_pool_of_full_weights_is_the_product_of_both_gaussians(solution):
-    z, sigma = direct_estimate(20)
-    found = pool(solution, z, sigma, (1.0, 1.0))
-    for i in range(20):
-        precision = solution.hessian[i].astype("f8")
-        extra = np.diag(np.append(sigma[i] ** -2, np.zeros(3)))
-        mean = np.linalg.solve(precision + extra, precision @ solution.u[i]
-                               + extra @ np.append(z[i], np.zeros(3)))
-        np.testing.assert_allclose(found.u[i], mean, atol=1e-4)
-        np.testing.assert_allclose(found.hessian[i], precision + extra, rtol=1e-4)
-
-
-@pytest.mark.parametrize("weights", [(0.4, 0.5), (0.9, 0.05), (0.1, 1.0)])
-def test_pool_is_the_logarithmic_pool_of_the_type_and_leaves_the_rest_given_it(solution, weights):
-    z, sigma = direct_estimate(20)
-    found = pool(solution, z, sigma, weights)
-    before, after = (np.linalg.inv(s.hessian.astype("f8")) for s in (solution, found))
-    own, new = (np.linalg.inv(c[:, :3, :3]) for c in (before, after))
-    extra = sigma[:, :, None] ** -2 * np.eye(3)
-    np.testing.assert_allclose(new, weights[0] * own + weights[1] * extra, rtol=1e-3, atol=1e-4)
-    slopes = [np.linalg.solve(s.hessian[:, 3:, 3:].astype("f8"), s.hessian[:, 3:, :3])
-              for s in (solution, found)]
-    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-5)
-    moved = (found.u - solution.u).astype("f8")
-    np.testing.assert_allclose(moved[:, 3:], -np.einsum("nij,nj->ni", slopes[0], moved[:, :3]),
-                               atol=1e-5)
-
-
-def test_pool_with_the_model_alone_changes_nothing(solution):
-    found = pool(solution, *direct_estimate(20), MODEL_ALONE)
-    for name, value in vars(solution).items():
-        np.testing.assert_allclose(getattr(found, name), value, rtol=1e-5, err_msg=name)
-
-
-def test_pool_leaves_stars_without_curvature_or_direct_estimate_alone(solution):
-    z, sigma = direct_estimate(20)
-    solution.hessian[3] = -solution.hessian[3]
-    solution.u[5], solution.hessian[5] = np.nan, np.nan
-    z[7] = np.nan
-    found = pool(solution, z, sigma, (0.5, 0.5))
-    for name, value in vars(solution).items():
-        np.testing.assert_array_equal(getattr(found, name)[[3, 5, 7]], value[[3, 5, 7]])
-    others = np.delete(np.arange(20), [3, 5, 7])
-    assert (found.u[others] != solution.u[others]).any(1).all()
-
-
-def test_pool_stays_within_the_bounds(solution):
-    z, sigma = direct_estimate(20)
-    found = pool(solution, z + 50, sigma, (0.5, 0.5))
-    assert ((found.u >= star_solver.LOWER) & (found.u <= star_solver.UPPER)).all()
-
-
-def test_pool_loss_is_least_for_honest_errors():
-    rng = np.random.default_rng(7)
-    n = 20_000
-    z, hessian = rng.normal(size=(n, 3)), positive_definite(1, rng)[0]
-    root = np.linalg.cholesky(np.linalg.inv(hessian)[:3, :3])
-    tails = np.sqrt(catalogue.POOL_NU / rng.chisquare(catalogue.POOL_NU, (n, 1)))
-    off = tails * (rng.normal(size=(n, 3)) @ root.T)
-    losses = []
-    for size in (0.8, 0.9, 1.0, 1.1, 1.2):
-        solution = Solution.empty(n)
-        solution.u[:, :3], solution.hessian[:] = z + off, hessian / size**2
-        losses.append(pool_loss(solution, z))
-    assert np.argmin(losses) == 2
-
-
 def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(table, trained, solver):
     stellar = make_model()
     stellar.direct = DirectNetwork(np.random.default_rng(0).normal(size=(50, 76)), 2, (8, 8))
     with_direct, weights = StarSolver(stellar, batch_size=64), np.array([0.6, 0.3])
-    found = infer(table, with_direct, make_trained(stellar, pool_weights=weights))
+    factors = np.random.default_rng(1).uniform(0.9, 1.3, (2, 6))
+    found = infer(table, with_direct,
+                  make_trained(stellar, pool_weights=weights, error_factors=factors))
     data = StarData(*(np.delete(table[name], BAD, 0) for name in catalogue.OBSERVED))
-    best, _ = with_direct.solve(data)
+    best = widened(*with_direct.solve(data), data.useful_parallax, factors)
     expected = estimates(pool(best, *with_direct.direct(data), weights), stellar)
     own = estimates(best, stellar)
     rows = np.delete(np.arange(60), BAD)

@@ -17,12 +17,12 @@ from scipy import optimize
 
 import xp_utils
 from fitting import star_solver as star_solver_module
-from fitting.catalogue import estimates
+from fitting.posterior import estimates
 from fitting.star_solver import (
     LN_E,
     LN_PLX,
     LOWER,
-    MAX_STARTS,
+    N_FAMILIES,
     SAME_MODE,
     UPPER,
     XI,
@@ -514,7 +514,46 @@ def test_star_that_is_a_template_starts_there(model):
     np.testing.assert_allclose(np.exp(starts[exact, 0, LN_E]), ext, rtol=1e-2)
     np.testing.assert_allclose(np.exp(starts[exact, 0, LN_PLX]), plx, rtol=1e-2)
     assert tried[:, 0].all()
-    assert (tried.sum(1) <= MAX_STARTS).all()
+    assert (tried.sum(1) <= N_FAMILIES).all()
+
+
+def test_all_families_are_tried_without_a_useful_parallax_or_when_asked_to(model):
+    search = StartSearch(model, seed=0)
+    data, _ = mock_stars(model, 30, seed=8, rel_err=0.01)
+    weak = replaced(data, plx_err=(0.6 * data.plx).astype("f4"))
+    none = replaced(data, plx=np.full(30, np.nan, "f4"), plx_err=np.full(30, np.nan, "f4"))
+    negative = replaced(data, plx=-data.plx)
+    families = len(np.unique(search.family))
+    assert search.find(data, 16)[1].sum(1).min() < families
+    for stars, every in ((weak, False), (none, False), (negative, False), (data, True)):
+        _, tried = search.find(stars, 16, every_family=every)
+        np.testing.assert_array_equal(tried.sum(1), families)
+
+
+def test_stars_that_fit_badly_are_searched_again_from_all_families(model, monkeypatch):
+    """A first search that left every third star at its worst start; its second is not asked where
+    all families were tried already."""
+    solver = StarSolver(model, batch_size=64)
+    data, _ = mock_stars(model, 60, seed=33)
+    data.plx[:6] = np.nan
+    expected = solver.solve(data)
+    asked, whole, bad = [], solver._search, np.arange(60) % 3 == 0
+
+    def search(stars, z_direct, every_family=False):
+        best, second = whole(stars, z_direct, every_family)
+        asked.append((stars.flux, every_family))
+        if not every_family:
+            best.u[bad], best.chi2[bad], best.phi[bad] = UPPER, 1e4, 1e4
+        return best, second
+
+    monkeypatch.setattr(solver, "_search", search)
+    found = solver.solve(data)
+    again = bad & data.useful_parallax
+    assert [every for _, every in asked] == [False, True]
+    np.testing.assert_array_equal(asked[1][0], data.flux[again])
+    assert (found[0].phi[again] < expected[0].phi[again] + 0.1).all()
+    np.testing.assert_array_equal(found[0].u[~bad], expected[0].u[~bad])
+    np.testing.assert_array_equal(found[0].u[bad & ~again], np.tile(UPPER, (2, 1)))
 
 
 def test_starts_are_finite_and_within_the_bounds_for_any_star(star_solver, varied):
@@ -527,7 +566,7 @@ def test_starts_are_finite_and_within_the_bounds_for_any_star(star_solver, varie
     assert np.isfinite(starts).all()
     assert ((starts >= LOWER) & (starts <= UPPER)).all()
     assert tried[:, 0].all()
-    assert (tried.sum(1) <= MAX_STARTS).all()
+    assert (tried.sum(1) <= N_FAMILIES).all()
 
 
 def test_the_direct_estimate_is_the_first_start_and_its_like_are_left_out(model):

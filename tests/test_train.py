@@ -4,6 +4,7 @@ Training runs eagerly (see demo_model), but for the test that the compiled steps
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -14,10 +15,14 @@ import numpy as np
 import pytest
 from demo_model import ALL_GROUPS, RECIPE, quick, run_python, run_train
 from helpers import assert_same_datasets, flip_bit, read_all, truncate
+from scipy.special import logsumexp
+from scipy.stats import norm
 
 import train
 import xp_utils
+from fitting import catalogue
 from fitting.catalogue import accuracy
+from fitting.posterior import CURVATURE_ALONE
 from fitting.star_solver import StarSolver
 from fitting.training import Trainer
 from shards import ShardReader, ShardWriter, Status, output_state
@@ -178,6 +183,7 @@ def test_without_a_direct_stage_the_catalogue_is_the_forward_model_alone(table):
 
 def test_few_calibration_stars_leave_the_forward_model_alone(table, monkeypatch):
     trainer = make_trainer(table)
+    monkeypatch.setattr(train, "fit_error_factors", lambda *args: CURVATURE_ALONE)
     monkeypatch.setattr(train, "fit_confidences", lambda *args: None)
     fitted = []
     monkeypatch.setattr(train, "fit_pool", lambda *args: fitted.append(1) or np.array([0.5, 0.5]))
@@ -398,6 +404,64 @@ def test_gradients_of_the_losses_are_those_of_differences(table, kind, groups):
         for v, slope in zip(variables, slopes, strict=True):
             v.assign_add(step / norm * slope)
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(norm, rel=0.03), group
+
+
+@pytest.mark.parametrize("kind", ["posterior", "calibration"])
+def test_posterior_loss_is_that_of_gaussians_written_out(table, kind):
+    """Nuisances (and, to calibrate, the label's errors) added to the covariance, star by star."""
+    trainer = make_trainer(table)
+    flux, noise = trainer.model.flux, trainer.model.noise
+    batch = trainer._batch(np.arange(24), stage(kind=kind), np.random.default_rng(4))
+    batch["candidates"] = batch["z"][:, None] + 0.3 * (batch["candidates"] - batch["z"][:, None])
+    whitening, _ = noise.whitening(batch["z_noise"], np.maximum(batch["ext"], 0.02),
+                                   batch["rel_err"], batch["used"], batch["features"])
+    curve, slope = (x.numpy().astype("f8") for x in flux.ext_curve(np.zeros(24, "f4")))
+    _, dz = (x.numpy().astype("f8") for x in flux.ln_flux_and_jacobian(batch["z_noise"]))
+    nu, expected = float(noise.nu), []
+    for i in range(24):
+        seen = batch["used"][i] > 0
+        precision = whitening[i].numpy().astype("f8").T @ whitening[i].numpy()
+        nuisances = [3 * curve[i], 2 * batch["ln_plx_err"][i] * np.ones(66),
+                     max(batch["ext"][i], 0.02) * curve[i] * slope[i]]
+        if kind == "calibration":
+            nuisances += list(dz[i] * trainer.z_err[i][:, None])
+        columns = np.stack(nuisances, 1)[seen]
+        covariance = np.linalg.inv(precision[np.ix_(seen, seen)])
+        total = np.linalg.inv(covariance + columns @ columns.T)
+        ln_flux = flux.ln_flux(batch["candidates"][i]).numpy().astype("f8")
+        residual = (batch["value"][i] - ln_flux - 2 * batch["ln_plx"][i])[:, seen]
+        chi2 = np.einsum("ci,ij,cj->c", residual, total, residual)
+        ext = -residual @ total @ columns[:, 0]           # of E / 3, whose column is -curve
+        width = np.sqrt(1 - columns[:, 0] @ total @ columns[:, 0])
+        ln_p = (trainer.model.prior.ln_density_z(batch["candidates"][i]).numpy()
+                + norm.logcdf(ext / width) - (nu + seen.sum()) / 2 * np.log1p(chi2 / nu))
+        expected.append(logsumexp(ln_p) - ln_p[0])
+    expected = np.array(expected)
+    limit = 6.0
+    expected = np.where(expected < limit, expected,
+                        limit * (1 + np.log(np.maximum(expected / limit, 1))))
+    np.testing.assert_allclose(trainer.posterior_loss(batch), expected, rtol=2e-2, atol=2e-2)
+    assert ("label_err" in batch) == (kind == "calibration")
+
+
+def test_error_factors_make_up_for_errors_that_are_wrong(table, monkeypatch):
+    """Errors of half the size need factors of twice the size."""
+    trainer, whole, factors = make_trainer(table), catalogue.widened, []
+
+    def wrong(size):
+        def widened(*args):
+            out = whole(*args)
+            return dataclasses.replace(out, hessian=out.hessian / size**2)
+        return widened
+
+    with quick():
+        solver = StarSolver(trainer.model)
+        for size in (1.0, 0.5):
+            monkeypatch.setattr(catalogue, "widened", wrong(size))
+            trained = train.trained_model(trainer, solver, table, np.arange(0))
+            factors.append(trained.error_factors)
+    assert factors[0].shape == (2, 6)
+    np.testing.assert_allclose(factors[1], 2 * factors[0], rtol=1e-3)
 
 
 # --- interruptions --------------------------------------------------------------------------
