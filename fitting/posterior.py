@@ -94,8 +94,8 @@ def _with_second_mode(best, second):
     """The inverse (N, 6, 6) of the second moment of both modes about the best."""
     hessian = best.hessian.astype("f8")
     first, other = (inverse_or_nan(s.hessian.astype("f8")) for s in (best, second))
-    both = np.isfinite(first).all((1, 2)) & np.isfinite(other).all((1, 2))
-    rows = np.flatnonzero(both & (best.phi - second.phi > LEAST_LN_EVIDENCE))
+    rows = np.flatnonzero(np.isfinite(first).all((1, 2)) & np.isfinite(other).all((1, 2)))
+    rows = rows[best.phi[rows] - second.phi[rows] > LEAST_LN_EVIDENCE]
     first, other = first[rows], other[rows]
     ln_ratio = best.phi[rows] - second.phi[rows] + 0.5 * (
         np.linalg.slogdet(other)[1] - np.linalg.slogdet(first)[1])
@@ -117,9 +117,11 @@ def _with_second_mode(best, second):
 def needed_error_factors(est, err, truth):
     """The factors (k,) by which errors err (N, k) should be larger for the truths to be within them
     as often as they claim: the geometric mean of what 68% and 95% need, but at most MOST_OVER times
-    what 68% need, where tails are too heavy for both."""
+    what 68% need, where tails are too heavy for both. 1 where no star has an answer."""
     pull = np.abs(est - truth) / err
     pull = pull[np.isfinite(pull).all(1)]
+    if not len(pull):
+        return np.ones(est.shape[1])
     core, tail = (np.quantile(pull, level, 0) / ndtri(0.5 + 0.5 * level) for level in COVERAGE)
     return np.minimum(np.sqrt(core * tail), MOST_OVER * core)
 

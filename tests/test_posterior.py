@@ -183,6 +183,7 @@ def test_stars_without_curvature_stay_without(solution):
     second = shifted(solution, np.random.default_rng(8), 0.5)
     solution.hessian[3] = -solution.hessian[3]
     solution.u[5], solution.hessian[5], solution.phi[5] = np.nan, np.nan, np.inf
+    second.u[5], second.hessian[5], second.phi[5] = np.nan, np.nan, np.inf
     second.hessian[7] = -second.hessian[7]
     found = widened(solution, second, USEFUL, CURVATURE_ALONE)
     cov = inverse_or_nan(found.hessian.astype("f8"))
@@ -197,6 +198,10 @@ def test_needed_factors_are_those_that_the_errors_are_too_small_by():
     truth = est + sizes * err * rng.normal(size=est.shape)
     truth[7, 1] = err[8, 2] = np.nan                        # stars without an answer do not count
     np.testing.assert_allclose(needed_error_factors(est, err, truth), sizes, rtol=0.01)
+
+
+def test_no_factor_is_needed_where_no_star_has_an_answer():
+    np.testing.assert_array_equal(needed_error_factors(*np.full((3, 5, 2), np.nan)), [1, 1])
 
 
 @pytest.mark.parametrize(("nu", "capped"), [(12, False), (2, True)])
