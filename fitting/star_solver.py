@@ -394,8 +394,8 @@ class StarSolver:
         rank, star = np.nonzero(tried.T)     # starts of one kind together: they take alike long
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)
         go_on = self._worth_finishing(trial, star, len(data))
-        trial.put(go_on, self.finish(data, trial.u[go_on], rows=star[go_on]))
-        return self._modes(trial, star, len(data))
+        finished = self.finish(data, trial.u[go_on], rows=star[go_on])
+        return self._modes(finished, star[go_on], len(data))
 
     def direct(self, data):
         """The model's direct estimate of the stars: z (N, 3) and its error (N, 3)."""
@@ -450,16 +450,16 @@ class StarSolver:
     @staticmethod
     def _worth_finishing(trial, star, n):
         """Which of the descents `trial` of each of n stars to finish (an index array): the lowest,
-        and those not far above it, unless they are in its mode: those get phi = inf."""
+        and those not far above it, unless they are in its mode."""
         order = np.lexsort((trial.phi, star))
         stars, first = np.unique(star[order], return_index=True)
         lowest = np.zeros(n, int)
         lowest[stars] = order[first]
         lowest = lowest[star]                                              # of each descent
         away = np.abs(trial.u[:, Z] - trial.u[lowest, Z]).max(1)
-        is_lowest = lowest == np.arange(len(star))
-        trial.phi[(away < TRIAL_SAME_MODE) & ~is_lowest] = np.inf
-        return np.flatnonzero(is_lowest | (trial.phi <= trial.phi[lowest] + TRIAL_MARGIN))
+        near = trial.phi <= trial.phi[lowest] + TRIAL_MARGIN
+        return np.flatnonzero((lowest == np.arange(len(star)))
+                              | (near & (away > TRIAL_SAME_MODE)))
 
     def _modes(self, trial, star, n):
         """The lowest of the solutions `trial` of each of n stars, and the lowest of another family.
