@@ -421,7 +421,7 @@ class DirectNetwork(tf.Module):
     """Teff, [Fe/H] and log g straight from the observed fluxes: small networks that are averaged.
 
     It knows neither dust nor distance, and its errors are not those of the forward model: together
-    they are better than either (`fitting.catalogue.pool`).
+    they are better than either (`fitting.posterior.pool`).
 
     Args:
         inputs (N, p): `direct_inputs` of training stars, which set the standardisation; inputs that

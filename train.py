@@ -15,7 +15,8 @@ posterior finds the label; the noise level; at last the networks of the direct e
 simulated by the model tell by how much its errors are too small, and the validation stars are
 inferred as any other star. output_folder/:
 
-  model.h5               model, noise, prior, direct estimate, confidences: what step 10 needs
+  model.h5               model, noise, prior, direct estimate, error factors, pool, confidences:
+                         what step 10 needs
   saved_model/           the forward model as a TensorFlow SavedModel (see model.export)
   checkpoint.h5          state of the training, for --resume
   history.json           loss by stage and epoch
@@ -283,15 +284,16 @@ def trained_model(trainer, solver, table, calibration):
 
 
 def fit_error_factors(trained, solver, trainer):
-    """The factors (2, 6) of `posterior.widened` that simulated stars need, with a parallax and
-    without; real stars lend them their errors and brightness."""
+    """The factors (2, 6) of `posterior.widened` that simulated stars need, with a parallax (of 20%)
+    and without; real stars lend them their errors and brightness."""
     from fitting.catalogue import infer
     from fitting.posterior import needed_error_factors, physical
     from fitting.simulation import simulate
 
     hosts, factors = {name: getattr(trainer.stars, name) for name in ("flux", "flux_err")}, []
     for with_parallax in (True, False):
-        rng = np.random.default_rng([trainer.recipe["seed"], 3, with_parallax])
+        rng = np.random.default_rng([trainer.recipe["seed"], len(trainer.recipe["stages"]),
+                                     with_parallax])
         table, u = simulate(trainer.model, hosts, SIMULATED_STARS, with_parallax, rng)
         columns = infer(table, solver, trained)
         factors.append(needed_error_factors(columns["model_params_est"],

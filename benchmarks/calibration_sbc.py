@@ -6,12 +6,12 @@ Draws stars as the forward model believes they are (`fitting.simulation`; valida
 their errors and brightness) and infers them as any other star (`catalogue.infer`). What is judged
 are the posteriors of the forward model alone (model_params_est, _err), as the direct estimate's
 errors are of real stars and labels. Other draws, with the errors of training stars, gave the model
-its two error factors (`train.fit_error_factors`).
+its error factors (`train.fit_error_factors`).
 
 If model and inference agree, the rank of each true value in its posterior (a Gaussian of the
 catalogue's estimate and error) is uniform, and the 68% and 95% intervals hold 68% and 95% of the
 truths. Also done with ranks among Metropolis samples of the posterior in the place of the Gaussian,
-for some of the stars: the difference is what is lost by the Gaussian. Writes sbc.json and figures
+for some of the stars, and the widths of both are compared. Writes sbc.json and figures
 to --out. Takes about three minutes.
 """
 
@@ -49,7 +49,7 @@ def parse_args(argv=None):
 def sampled_ranks(data, solver, solution, truth, n_steps, rng):
     """Ranks (N, 4) of the truths (N, 4) among Metropolis samples of the posterior, NaN for a star
     without proper curvature; the samples' standard deviation (N, 4); and their root mean square
-    distance (N, 4) from the maximum of the posterior, which is what the catalogue's errors are.
+    distance (N, 4) from the maximum of the posterior, which is what the error factors make up for.
 
     The noise is evaluated at each sample, as `StarSolver.objective` does. ln parallax is at its
     best for each sample rather than marginalised, which is the same for a Gaussian.

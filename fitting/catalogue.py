@@ -1,4 +1,4 @@
-"""What the catalogue says of a star: its columns, their covariance, flags and confidences.
+"""What the catalogue says of a star: its columns, flags and confidences.
 
 `infer` makes the inferred columns of step 10 from observed columns and a trained model; training
 uses it too, so that validation stars are treated as any other star. `accuracy` compares a

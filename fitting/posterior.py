@@ -1,4 +1,4 @@
-"""The posterior of every star: parameters, covariance, and the direct estimate pooled in.
+"""The posterior of every star: estimates and errors, second modes, the direct estimate pooled in.
 
 `StarSolver` finds the maximum and the curvature there; what the catalogue says of a star is made of
 these here. Arrays in, arrays out.
@@ -87,7 +87,7 @@ def widened(best, second, useful_parallax, error_factors):
     of_u = np.asarray(error_factors, "f8")[:, np.argsort(_FROM_U)]
     factor = np.where(useful_parallax[:, None], *of_u)
     hessian = _with_second_mode(best, second) / (factor[:, :, None] * factor[:, None])
-    return dataclasses.replace(best, hessian=hessian.astype("f4"))
+    return dataclasses.replace(best, hessian=hessian)
 
 
 def _with_second_mode(best, second):
@@ -139,8 +139,10 @@ def pool(solution, z, sigma, weights):
     The type's posterior is the logarithmic pool (Genest & Zidek 1986, Statistical Science 1, 114)
     of the forward model's, dust and the rest marginalised, and of the direct estimate: precision
     a P + b diag(1/sigma^2), weights (a, b). Both come from the same fluxes, so a + b is near 1, not
-    2. Dust, parallax and xi given the type are the forward model's. phi, chi2 and converged remain
-    those of the forward model's maximum. A star without proper curvature stays as it is.
+    2. Dust, parallax and xi given the type are the forward model's: E and parallax follow the type
+    linearly (but stay positive) and keep their errors given the type, as the covariance describes
+    them. phi, chi2 and converged remain those of the forward model's maximum. A star without proper
+    curvature stays as it is.
     """
     out = Solution(*(value.copy() for value in vars(solution).values()))
     hessian = solution.hessian.astype("f8")
@@ -153,8 +155,13 @@ def pool(solution, z, sigma, weights):
     pooled = weights[0] * own + extra[:, :, None] * np.eye(3)
     step = np.linalg.solve(pooled, (extra * (z[rows] - first[:, :3]))[:, :, None])
     move = np.concatenate([step, -to_rest @ step], 1)[:, :, 0]
+    soft = move[:, [LN_E, LN_PLX]]
+    move[:, [LN_E, LN_PLX]] = np.where(soft > 0, np.log1p(np.maximum(soft, 0)), soft)
     out.u[rows] = np.clip(first + move, LOWER, UPPER)
     out.hessian[rows, :3, :3] += pooled - own
+    grown = np.ones_like(first)
+    grown[:, [LN_E, LN_PLX]] = np.exp((out.u[rows] - first)[:, [LN_E, LN_PLX]])
+    out.hessian[rows] *= grown[:, :, None] * grown[:, None]
     return out
 
 

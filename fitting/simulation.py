@@ -5,7 +5,8 @@
   from the brightness (its prior in ln parallax is flat);
 - ln fluxes from the forward model plus a draw of the noise model, evaluated at the true star:
   multivariate Student-t, as the likelihood has it;
-- the observed parallax such that, with an error of 20% of it, its likelihood holds; or none.
+- an observed parallax with an error of 20% of it, drawn so that the true one follows likelihood
+  times prior; or none.
 """
 
 import numpy as np

@@ -102,7 +102,8 @@ class StarData:
     @property
     def useful_parallax(self):
         """Which stars have a parallax larger than twice its error (N,) bool."""
-        return self.plx_err < USEFUL_PLX_ERR * self.plx
+        measured = np.isfinite(self.plx) & (self.plx_err > 0)
+        return measured & (self.plx_err < USEFUL_PLX_ERR * self.plx)
 
     def take(self, rows):
         """The same, of some rows (an index array or slice)."""
@@ -163,6 +164,7 @@ class StarSolver:
         self.model, self.labelled, self.batch_size = model, labelled, batch_size
         self._starts = None if labelled else StartSearch(model, seed)
         self._minimise_tf = tf.function(self._minimise, jit_compile=True)
+        self._curvature_tf = tf.function(self._curvature, jit_compile=True)
         self._values_tf = tf.function(self._values, jit_compile=True)
         if model.direct is not None:
             self._direct_tf = tf.function(model.direct.estimate, jit_compile=True)
@@ -172,27 +174,54 @@ class StarSolver:
     def _evaluate(self, u, data, whitening, ln_det):
         """phi and its derivatives at u (6, B), after the best ln plx was put in.
 
-        ln flux is linear in ln plx, so its optimum for given other coordinates follows from the
-        7 x 7 Gram matrix of the whitened columns by scalar Newton steps (with the parallax).
         Returns u (6, B), phi (B,), gradient (6, B), hessian (6, 6, B), chi2 (B,).
         """
+        white = self._whitened(u, data, whitening)
+        gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))  # (7, 7, B)
+        u, phi, gradient, weight, prior, chi2 = self._from_gram(u, gram, data)
+        return u, phi - ln_det, gradient, weight * gram[:N_PAR, :N_PAR] + prior, chi2
+
+    def _curvature(self, u, data, general):
+        """The whitening at u (6, B), and the Hessian of phi there (6, 6, B) float64.
+
+        The brightness of a star is known a million times better than its type and dust one by one:
+        in float32, the Gram matrix would lose these. Its columns have the digits, so it is enough
+        to multiply them in float64.
+        """
+        whitening, _ = self.model.noise.whitening(
+            tf.transpose(u[Z]), tf.exp(u[LN_E]), data["rel_err"], data["used"], data["features"],
+            general)
+        white = tf.cast(self._whitened(u, data, whitening), tf.float64)
+        gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))
+        _, _, _, weight, prior, _ = self._from_gram(u, tf.cast(gram, tf.float32), data)
+        hessian = tf.cast(weight, tf.float64) * gram[:N_PAR, :N_PAR]
+        return whitening, hessian + tf.cast(prior, tf.float64)
+
+    def _whitened(self, u, data, whitening):
+        """Whitened columns (B, 7, n_wl) at u (6, B): of the six coordinates, and the residual."""
         ln_flux, dz = self.model.flux.ln_flux_and_jacobian(tf.transpose(u[Z]))
         curve, dln_curve = self.model.flux.ext_curve(u[XI])
         dimming = tf.exp(u[LN_E])[:, None] * curve                             # (B, n_wl)
         residual = data["value"] - ln_flux + dimming - 2.0 * u[LN_PLX][:, None]
         rest = tf.stack([-dimming * dln_curve, -dimming, 2.0 * tf.ones_like(dimming), residual], 1)
-        white = tf.matmul(tf.concat([dz, rest], 1), whitening, transpose_b=True)   # (B, 7, n_wl)
-        gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))  # (7, 7, B)
+        return tf.matmul(tf.concat([dz, rest], 1), whitening, transpose_b=True)
 
+    def _from_gram(self, u, gram, data):
+        """What follows from the Gram matrix (7, 7, B) of the whitened columns at u (6, B).
+
+        ln flux is linear in ln plx, so its optimum for given other coordinates follows by scalar
+        Newton steps (with the parallax). Returns u (6, B), phi (B,) but for the determinant,
+        gradient (6, B), the weight (B,) of the Gram matrix in the Hessian, what the priors add to
+        it (6, 6, B), chi2 (B,).
+        """
         delta, chi2 = self._best_ln_plx(u[LN_PLX], gram[LN_PLX:, LN_PLX:], data)
         u = tf.concat([u[:LN_PLX], (u[LN_PLX] + delta)[None]], 0)
         n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
         weight = (nu + n) / (nu + chi2)
         gradient = -weight * (gram[:N_PAR, N_PAR] - delta * gram[:N_PAR, LN_PLX])
-        phi = student_misfit(chi2, n, nu) - ln_det
-        phi, gradient, hessian = self._add_priors(u, phi, gradient,
-                                                  weight * gram[:N_PAR, :N_PAR], data)
-        return u, phi, gradient, hessian, chi2
+        phi, gradient, prior = self._add_priors(u, student_misfit(chi2, n, nu), gradient,
+                                                weight * gram[:N_PAR, :N_PAR], data)
+        return u, phi, gradient, weight, prior, chi2
 
     def _best_ln_plx(self, ln_plx, gram, data):
         """The change of ln plx (B,) that minimises phi, the other coordinates held, and chi^2 (B,)
@@ -214,6 +243,7 @@ class StarSolver:
         return delta, chi2
 
     def _add_priors(self, u, phi, gradient, hessian, data):
+        """phi and gradient with the priors, and what these add to the Gauss-Newton hessian."""
         z, xi, ext, plx = u[Z], u[XI], tf.exp(u[LN_E]), tf.exp(u[LN_PLX])
         if self.labelled:
             off = z - data["z"]
@@ -242,7 +272,7 @@ class StarSolver:
                            tf.stack([h_xi_ext, h_ext, zero]),
                            tf.stack([zero, zero, h_plx])])                     # (3, 3, B)
         h_z = tf.pad(tf.transpose(h_z, (1, 2, 0)), ((0, 3), (0, 3), (0, 0)))
-        return phi, gradient, hessian + h_z + tf.pad(corner, ((3, 0), (3, 0), (0, 0)))
+        return phi, gradient, h_z + tf.pad(corner, ((3, 0), (3, 0), (0, 0)))
 
     @staticmethod
     def _bounded_cross(hessian, slope_xi, h_ext):
@@ -285,12 +315,8 @@ class StarSolver:
         out = tf.while_loop(unfinished, iterate, (0, u, phi, grad, hess, chi2, damping, done))
         return out[1], out[2], out[4], out[5], out[7]
 
-    def _values(self, u, data, general):
-        """phi (k, B), up to a constant, at the points u (k, 6, B), with the noise as it is at the
-        first of them and the best ln plx put in."""
-        whitening, _ = self.model.noise.whitening(
-            tf.transpose(u[0, Z]), tf.exp(u[0, LN_E]), data["rel_err"], data["used"],
-            data["features"], general)
+    def _values(self, u, data, whitening):
+        """phi (k, B), up to a constant, at the points u (k, 6, B), with the best ln plx put in."""
         k, flat = u.shape[0], tf.reshape(tf.transpose(u, (1, 0, 2)), (N_PAR, -1))
         ln_flux = self.model.flux.ln_flux(tf.transpose(flat[Z]))
         curve, _ = self.model.flux.ext_curve(flat[XI])
@@ -368,11 +394,11 @@ class StarSolver:
         """Start search, descents from the starts worth it, and the best two modes found.
 
         Every start gets a few iterations; those still close to a star's best, but not where it is,
-        are finished, with the noise model evaluated anew where they are. Stars that no start worth
-        it fits well start from all families.
+        are finished, with the noise model evaluated anew where they are. Stars whose best fit is
+        poor are searched again from all families.
         Returns (best, second): `Solution`s of N stars; the second is the best one of another
-        family of stars, NaN (phi inf) where none was near. The curvature of the best is that of
-        `curvature_over_a_sigma`. z_direct (N, 3): the types that `direct` gives, if known already.
+        family of stars, NaN (phi inf) where none was near. Their hessian is that of `curvature`
+        over a sigma. z_direct (N, 3): the types that `direct` gives, if known.
         """
         if z_direct is None and self.model.direct is not None:
             z_direct, _ = self.direct(data)
@@ -382,9 +408,11 @@ class StarSolver:
         if len(poor):
             again = self._search(data.take(poor), None if z_direct is None else z_direct[poor],
                                  every_family=True)
+            better = again[0].phi <= best.phi[poor]
             for former, new in zip((best, second), again, strict=True):
-                former.put(poor, new)
-        best.hessian = self.curvature_over_a_sigma(data, best)
+                former.put(poor[better], new, better)
+        best.hessian = self.curvature(data, best, over_a_sigma=True)
+        second.hessian = self.curvature(data, second, over_a_sigma=True)
         return best, second
 
     def _search(self, data, z_direct, every_family=False):
@@ -407,45 +435,33 @@ class StarSolver:
             out[:, rows] = [x.numpy()[:len(rows)] for x in self._direct_tf(inputs)]
         return out
 
-    def curvature_over_a_sigma(self, data, solution):
-        """The Hessian (N, 6, 6) of `Solution`s of all stars, as phi has it over a sigma.
+    def curvature(self, data, solution, over_a_sigma=False):
+        """The Hessian (N, 6, 6) float64 of phi at `Solution`s of all stars, NaN where there is
+        none, with the noise as it is there.
 
         At a point, the curvature of a learned model may be that of a ripple, and a posterior that
-        leans to one side has its mean, and most of the truths, on its flatter one. So along each
-        principal axis of the covariance (of all coordinates but ln plx, which is at its best
-        everywhere), the rise of phi over a sigma on the flatter side takes the place of the
+        leans to one side has its mean, and most of the truths, on its flatter one. So over_a_sigma:
+        along each principal axis of the covariance (of all coordinates but ln plx, which is at its
+        best everywhere), the rise of phi over a sigma on the flatter side takes the place of the
         curvature where it is smaller, down to LEAST_CURVATURE of it. Errors only grow by this.
         """
-        hessian = solution.hessian.astype("f8")
-        free, plx = hessian[:, :LN_PLX, :LN_PLX], hessian[:, LN_PLX, :LN_PLX]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            known = plx[:, :, None] * plx[:, None] / hessian[:, LN_PLX, LN_PLX, None, None]
-            marginal = free - known
-        rows = np.flatnonzero(np.isfinite(marginal).all((1, 2)))
-        curvature, axes = np.linalg.eigh(marginal[rows])
-        proper = curvature[:, 0] > 0
-        rows, curvature, axes = rows[proper], curvature[proper], axes[proper]
-        u = np.repeat(solution.u[rows][:, None], 2 * LN_PLX + 1, 1)        # (M, 11, 6)
-        steps = np.swapaxes(axes / np.sqrt(curvature)[:, None], 1, 2)      # (M, axis, coordinate)
-        u[:, 1::2, :LN_PLX] += steps
-        u[:, 2::2, :LN_PLX] -= steps
-        phi = self._phi_of_points(data, np.clip(u, LOWER, UPPER).astype("f4"), rows)
-        rise = np.minimum(phi[:, 1::2], phi[:, 2::2]) - phi[:, :1]         # 1/2 for a parabola
-        less = np.clip(2 * rise, LEAST_CURVATURE, 1.0) - 1.0
-        out = solution.hessian.copy()
-        out[rows, :LN_PLX, :LN_PLX] += np.einsum("mik,mk,mjk->mij", axes, less * curvature, axes)
+        out = np.full((len(data), N_PAR, N_PAR), np.nan)
+        solved = np.flatnonzero(np.isfinite(solution.u).all(1))
+        for part, general in self._parts(data, solved):
+            rows = solved[part]
+            batch, u = self.batch(data, rows), solution.u[rows[self._padding(len(rows))]]
+            whitening, hessian = self._curvature_tf(tf.constant(u.T, tf.float32), batch, general)
+            hessian = hessian.numpy().transpose(2, 0, 1)
+            if over_a_sigma:
+                curvature, axes = _principal_axes(hessian)
+                points = _a_sigma_away(u, curvature, axes)                 # (11, 6, B)
+                phi = self._values_tf(tf.constant(points), batch, whitening).numpy()
+                rise = np.minimum(phi[1::2], phi[2::2]) - phi[0]           # 1/2 for a parabola
+                less = np.clip(2 * rise.T, LEAST_CURVATURE, 1.0) - 1.0
+                hessian[:, :LN_PLX, :LN_PLX] += np.einsum("mik,mk,mjk->mij", axes,
+                                                          less * curvature, axes)
+            out[rows] = hessian[:len(rows)]
         return out
-
-    def _phi_of_points(self, data, u, rows):
-        """phi (M, k) of k points u (M, k, 6) of each of the stars `rows`, in the noise at the first
-        of them."""
-        phi = np.empty(u.shape[:2])
-        for part, general in self._parts(data, rows):
-            points = u[part[self._padding(len(part))]].transpose(1, 2, 0)
-            found = self._values_tf(tf.constant(points, tf.float32), self.batch(data, rows[part]),
-                                    general)
-            phi[part] = found.numpy().T[:len(part)]
-        return phi
 
     @staticmethod
     def _worth_finishing(trial, star, n):
@@ -461,22 +477,22 @@ class StarSolver:
         return np.flatnonzero((lowest == np.arange(len(star)))
                               | (near & (away > TRIAL_SAME_MODE)))
 
-    def _modes(self, trial, star, n):
-        """The lowest of the solutions `trial` of each of n stars, and the lowest of another family.
+    def _modes(self, finished, star, n):
+        """The lowest of the `finished` descents of each of n stars, and that of another family.
 
         Descents that met in one mode are told from two modes by their distance: near the limit of
         two families, the family alone says nothing.
         """
         best, second = Solution.empty(n), Solution.empty(n)
-        order = np.lexsort((trial.phi, star))
+        order = np.lexsort((finished.phi, star))
         stars, first = np.unique(star[order], return_index=True)
-        best.put(stars, trial, order[first])
-        z, z_best = trial.u[:, Z], best.u[star, Z]
+        best.put(stars, finished, order[first])
+        z, z_best = finished.u[:, Z], best.u[star, Z]
         other = (self._family(z) != self._family(z_best)) & (
             np.abs(z - z_best).max(1) > SAME_MODE)
-        order = order[(other & np.isfinite(trial.phi))[order]]
+        order = order[(other & np.isfinite(finished.phi))[order]]
         stars, first = np.unique(star[order], return_index=True)
-        second.put(stars, trial, order[first])
+        second.put(stars, finished, order[first])
         return best, second
 
     def _family(self, z):
@@ -494,6 +510,28 @@ class StarSolver:
                 solution.put(left, self.minimise(data, solution.u[left], iterations,
                                                  rows=rows[left]))
         return solution
+
+
+def _principal_axes(hessian):
+    """Curvatures (N, 5) and axes (N, 5, 5) of all coordinates but ln plx, at its best everywhere,
+    of Hessians (N, 6, 6). Where one is not positive definite, curvature and axes are 0."""
+    free, plx = hessian[:, :LN_PLX, :LN_PLX], hessian[:, LN_PLX, :LN_PLX]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        known = plx[:, :, None] * plx[:, None] / hessian[:, LN_PLX, LN_PLX, None, None]
+    finite = np.isfinite(free - known).all((1, 2))
+    curvature, axes = np.linalg.eigh(np.where(finite[:, None, None], free - known, 0.0))
+    proper = curvature[:, :1] > 0
+    return np.where(proper, curvature, 0.0), np.where(proper[:, :, None], axes, 0.0)
+
+
+def _a_sigma_away(u, curvature, axes):
+    """Points (11, 6, N) float32: u (N, 6), and a sigma up and down each of its principal axes."""
+    points = np.repeat(u.T[None], 2 * LN_PLX + 1, 0)
+    steps = axes / np.sqrt(np.where(curvature > 0, curvature, 1.0))[:, None]
+    steps = steps.transpose(2, 1, 0)                                       # (axis, coordinate, N)
+    points[1::2, :LN_PLX] += steps
+    points[2::2, :LN_PLX] -= steps
+    return np.clip(points, LOWER[:, None], UPPER[:, None]).astype("f4")
 
 
 def _damped_step(grad, hess, damping):

@@ -1,4 +1,4 @@
-"""The catalogue's columns, covariances, flags, confidences and scores."""
+"""The catalogue's columns, flags, confidences and scores."""
 
 import importlib.util
 import json
@@ -398,7 +398,7 @@ def test_trained_model_restored_from_its_arrays_infers_the_same(table, solver, i
     assert changed[9:].all()
 
 
-@pytest.mark.parametrize("name", ["hull", "confidence_weight", "w_out"])
+@pytest.mark.parametrize("name", ["hull", "confidence_weight", "error_factors", "w_out"])
 def test_missing_array_of_a_trained_model_is_told(trained, name):
     arrays = trained.to_arrays()
     del arrays[name]

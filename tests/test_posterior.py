@@ -16,7 +16,7 @@ from fitting.posterior import (
     pool_loss,
     widened,
 )
-from fitting.star_solver import LN_E, Solution
+from fitting.star_solver import LN_E, LN_PLX, Solution
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +220,17 @@ def test_heavy_tails_are_met_half_way_but_70_percent_are_never_exceeded(nu, capp
 # --------------------------------------------------------------------- pooling two estimates
 
 
+def linear(moved):
+    """Changes of u in which E and parallax have grown by a multiple of what they were."""
+    soft = np.array([0, 0, 0, 0, 1, 1]) * (moved > 0)
+    return np.where(soft, np.expm1(moved), moved)
+
+
+def in_physical_units(moved):
+    """What errors of ln E and ln plx are to be divided by, to be relative to the new values."""
+    return np.where([0, 0, 0, 0, 1, 1], np.exp(moved), 1.0)
+
+
 def direct_estimate(n, seed=6):
     rng = np.random.default_rng(seed)
     return 0.3 * rng.normal(size=(n, 3)), rng.uniform(0.2, 2.0, (n, 3))
@@ -233,8 +244,11 @@ def test_pool_of_full_weights_is_the_product_of_both_gaussians(solution):
         extra = np.diag(np.append(sigma[i] ** -2, np.zeros(3)))
         mean = np.linalg.solve(precision + extra, precision @ solution.u[i]
                                + extra @ np.append(z[i], np.zeros(3)))
-        np.testing.assert_allclose(found.u[i], mean, atol=1e-4)
-        np.testing.assert_allclose(found.hessian[i], precision + extra, rtol=1e-4)
+        np.testing.assert_allclose(linear(found.u[i] - solution.u[i]), mean - solution.u[i],
+                                   atol=1e-4)
+        grown = in_physical_units(found.u[i] - solution.u[i])
+        np.testing.assert_allclose(found.hessian[i] / np.outer(grown, grown), precision + extra,
+                                   rtol=1e-4)
 
 
 @pytest.mark.parametrize("weights", [(0.4, 0.5), (0.9, 0.05), (0.1, 1.0)])
@@ -247,8 +261,9 @@ def test_pool_is_the_logarithmic_pool_of_the_type_and_leaves_the_rest_given_it(s
     np.testing.assert_allclose(new, weights[0] * own + weights[1] * extra, rtol=1e-3, atol=1e-4)
     slopes = [np.linalg.solve(s.hessian[:, 3:, 3:].astype("f8"), s.hessian[:, 3:, :3])
               for s in (solution, found)]
-    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-5)
-    moved = (found.u - solution.u).astype("f8")
+    unit = in_physical_units(found.u - solution.u)[:, 3:, None]
+    np.testing.assert_allclose(unit * slopes[1], slopes[0], rtol=1e-4)
+    moved = linear((found.u - solution.u).astype("f8"))
     np.testing.assert_allclose(moved[:, 3:], -np.einsum("nij,nj->ni", slopes[0], moved[:, :3]),
                                atol=1e-5)
 
@@ -257,6 +272,31 @@ def test_pool_with_the_model_alone_changes_nothing(solution):
     found = pool(solution, *direct_estimate(20), MODEL_ALONE)
     for name, value in vars(solution).items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("there", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("first", "other"), [((0.02, 0.05), (0.5, 1.2)),
+                                              ((0.5, 1.2), (0.02, 0.05))])
+def test_pool_of_two_modes_stays_between_them(solver, there, first, other):
+    """A giant and a dwarf, whose dust and parallaxes differ by 24, and a direct estimate between
+    the two or at the second: neither E nor parallax goes beyond it, nor do their errors."""
+    rng, n = np.random.default_rng(12), 20
+    best, second = Solution.empty(n), Solution.empty(n)
+    best.u[:] = 0.1 * rng.normal(size=(n, 6))
+    second.u[:] = best.u + [0.3, 0.2, 1.5, 0, 0, 0]
+    for mode, values in ((best, first), (second, other)):
+        mode.u[:, [LN_E, LN_PLX]] = np.log(values)
+        mode.hessian[:] = np.diag([400.0, 100, 100, 1, 100, 100])
+    best.phi[:], second.phi[:] = 0.0, rng.uniform(0, 3, n)
+    both = widened(best, second, np.ones(n, bool), CURVATURE_ALONE)
+    z = best.u[:, :3] + there * (second.u - best.u)[:, :3]
+    found = pool(both, z, np.full((n, 3), 0.1), (0.5, 0.5))
+    before, after = (estimates(s, solver.model) for s in (both, found))
+    ends = np.sort([first, other], 0)
+    for k in range(2):
+        value, margin = after.est[:, 3 + k], 0.15 * ends[1, k]
+        assert ((value > ends[0, k] - margin) & (value < ends[1, k] + margin)).all()
+    assert (after.err[:, 3:5] <= 1.01 * before.err[:, 3:5]).all()
 
 
 def test_pool_leaves_stars_without_curvature_or_direct_estimate_alone(solution):

@@ -5,6 +5,7 @@ Training runs eagerly (see demo_model), but for the test that the compiled steps
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from scipy.stats import norm
 
 import train
 import xp_utils
-from fitting import catalogue
+from fitting import catalogue, posterior, simulation
 from fitting.catalogue import accuracy
 from fitting.posterior import CURVATURE_ALONE
 from fitting.star_solver import StarSolver
@@ -462,6 +463,23 @@ def test_error_factors_make_up_for_errors_that_are_wrong(table, monkeypatch):
             factors.append(trained.error_factors)
     assert factors[0].shape == (2, 6)
     np.testing.assert_allclose(factors[1], 2 * factors[0], rtol=1e-3)
+
+
+def test_the_first_error_factors_are_of_stars_with_a_parallax(table, monkeypatch):
+    """So `posterior.widened` takes them."""
+    trainer, asked = make_trainer(table), []
+    whole, needed = simulation.simulate, itertools.count(1)
+
+    def simulate(model, hosts, n, with_parallax, rng):
+        asked.append(with_parallax)
+        return whole(model, hosts, n, with_parallax, rng)
+
+    monkeypatch.setattr(simulation, "simulate", simulate)
+    monkeypatch.setattr(posterior, "needed_error_factors", lambda *args: np.full(6, next(needed)))
+    with quick():
+        trained = train.trained_model(trainer, StarSolver(trainer.model), table, np.arange(0))
+    assert asked == [True, False]
+    np.testing.assert_array_equal(trained.error_factors, np.repeat([[1.0], [2.0]], 6, 1))
 
 
 # --- interruptions --------------------------------------------------------------------------
