@@ -84,8 +84,8 @@ def load_model(path):
     try:
         return TrainedModel.from_arrays(arrays)
     except (KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{path}: not a model of this version of train.py ({error}); "
-                         "train it again (--overwrite)") from error
+        raise ShardError(f"{path}: not a model of train.py ({error}), or of another "
+                         "version of it; train it again (--overwrite)") from error
 
 
 def check_input(reader, trained):
