@@ -458,8 +458,8 @@ class StarSolver:
                 phi = self._values_tf(tf.constant(points), batch, whitening).numpy()
                 rise = np.minimum(phi[1::2], phi[2::2]) - phi[0]           # 1/2 for a parabola
                 less = np.clip(2 * rise.T, LEAST_CURVATURE, 1.0) - 1.0
-                hessian[:, :LN_PLX, :LN_PLX] += np.einsum("mik,mk,mjk->mij", axes,
-                                                          less * curvature, axes)
+                hessian[:, :LN_PLX, :LN_PLX] += (
+                    axes * (less * curvature)[:, None]) @ axes.transpose(0, 2, 1)
             out[rows] = hessian[:len(rows)]
         return out
 
