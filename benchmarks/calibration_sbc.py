@@ -144,8 +144,9 @@ def run(kind, with_parallax, args, solver, trained, hosts):
     truth = physical(u, solver.model.flux)[:, :len(PARAMETERS)]
     columns = infer(table, solver, trained)
     ranks = gaussian_ranks(columns, truth)
-    scores = {"forward model alone": summary(ranks, columns)}
-    print_summary(f"{kind}: the forward model's estimates and errors", scores["forward model alone"])
+    alone = summary(ranks, columns)
+    scores = {"forward model alone": alone}
+    print_summary(f"{kind}: the forward model's estimates and errors", alone)
     figures.coverage(args.out / f"sbc_{kind.replace(' ', '_').replace('%', '')}.png",
                      ranks[:, :3], np.array(LEVELS), covered(ranks, LEVELS)[:, :3],
                      title=f"Simulated stars, {kind}")

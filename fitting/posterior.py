@@ -41,8 +41,8 @@ def physical(u, flux_model):
 
 
 def estimates(solution, model):
-    """`Estimates` from a `Solution`: the covariance is the inverse of its Hessian, carried from u to
-    physical units to first order."""
+    """`Estimates` from a `Solution`: the covariance is the inverse of its Hessian, carried from u
+    to physical units to first order."""
     est = physical(solution.u, model.flux)
     slope = np.ones_like(est)                                              # d est / d u
     slope[:, :3], slope[:, 3:5] = model.flux.theta_scale.numpy(), est[:, 3:5]
