@@ -108,6 +108,8 @@ def summary(ranks, columns):
     out = {}
     for group, rows in groups.items():
         chosen = ranks[rows & np.isfinite(ranks).all(1)]
+        if not len(chosen):
+            continue
         inside = covered(chosen, TARGET)
         pull = np.abs(ndtri(np.clip(chosen, 1e-6, 1 - 1e-6)))
         factor = [np.quantile(pull, level, 0) / ndtri(0.5 + 0.5 * level) for level in TARGET]
