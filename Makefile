@@ -33,6 +33,7 @@ test-tap: $(VENV)/dev.stamp
 
 lint: $(VENV)/dev.stamp
 	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --quiet --check .
 
 bench: $(VENV)/dev.stamp
 	@$(call RUN_ALL, benchmarks/bench_*.py)

@@ -99,11 +99,14 @@ def _array(name, values, shape):
     """values as floats of a shape in which None is any length, NaN for inf. Raises ValueError."""
     values = np.asarray(values)
     fits = values.ndim == len(shape) and all(
-        want in (None, got) for want, got in zip(shape, values.shape, strict=True))
+        want in (None, got) for want, got in zip(shape, values.shape, strict=True)
+    )
     if not fits:
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name} has shape {values.shape}, expected ({wanted}): "
-                         "give one row per star (or curve) and one column per wavelength or label")
+        raise ValueError(
+            f"{name} has shape {values.shape}, expected ({wanted}): "
+            "give one row per star (or curve) and one column per wavelength or label"
+        )
     values = values if values.dtype.kind == "f" else values.astype(float)
     return np.where(np.isfinite(values), values, np.nan)
 
@@ -160,8 +163,13 @@ def _binomial_interval(n, p, level=0.95):
         return (0, 0) if p <= 0.0 else (n, n)
     ln_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1.0, n + 1)))])
     k = np.arange(n + 1)
-    ln_pmf = (ln_factorial[n] - ln_factorial - ln_factorial[::-1]
-              + k * math.log(p) + (n - k) * math.log1p(-p))
+    ln_pmf = (
+        ln_factorial[n]
+        - ln_factorial
+        - ln_factorial[::-1]
+        + k * math.log(p)
+        + (n - k) * math.log1p(-p)
+    )
     cumulative = np.cumsum(np.exp(ln_pmf))
     tail = (1.0 - level) / 2
     low, high = np.searchsorted(cumulative, [tail, 1 - tail])
@@ -182,8 +190,17 @@ def _halo(width=3.0):
 
 def _corner(ax, text, x=0.03, y=0.97, ha="left", va="top", **style):
     style = {"fontsize": 9.5, "linespacing": 1.35} | style
-    ax.text(x, y, text, transform=ax.transAxes, ha=ha, va=va, zorder=10,
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}, **style)
+    ax.text(
+        x,
+        y,
+        text,
+        transform=ax.transAxes,
+        ha=ha,
+        va=va,
+        zorder=10,
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
+        **style,
+    )
 
 
 def _footer(figure, text):
@@ -196,8 +213,11 @@ def _no_data(ax):
 
 def _number(value, digits):
     # Adding 0.0 turns -0.0 into 0.0.
-    return "n/a" if not np.isfinite(value) else f"{round(value, digits) + 0.0:.{digits}f}".replace(
-        "-", "−")
+    return (
+        "n/a"
+        if not np.isfinite(value)
+        else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+    )
 
 
 def _plain_log(axis, subs=(1.0, 2.0, 5.0)):
@@ -237,8 +257,16 @@ def _name_bands(ax, wavelengths, y=1.0):
     """Names of the photometric bands along the top of a panel in um."""
     for wavelength in wavelengths[wavelengths > XP_MAX_NM]:
         ax.axvline(wavelength / 1000, color="#eeeeee", lw=0.8, zorder=0)
-        ax.text(wavelength / 1000, y, _band_name(wavelength), transform=ax.get_xaxis_transform(),
-                ha="center", va="bottom", fontsize=9, color="#555555")
+        ax.text(
+            wavelength / 1000,
+            y,
+            _band_name(wavelength),
+            transform=ax.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=9,
+            color="#555555",
+        )
 
 
 def _spectrum(ax, wavelengths, values, colour, **style):
@@ -259,8 +287,15 @@ def _cloud(ax, x, y, xlim, ylim, cmap=DENSITY_MAP, colour=BLUE, cells_across=(60
         size, alpha = (18, 0.7) if len(x) < 300 else (6, 0.4)
         ax.scatter(x[inside], y[inside], s=size, color=colour, alpha=alpha, lw=0, zorder=2)
     else:
-        cells = ax.hexbin(x[inside], y[inside], gridsize=cells_across, mincnt=1, cmap=cmap,
-                          extent=(*xlim, *ylim), linewidths=0.1)
+        cells = ax.hexbin(
+            x[inside],
+            y[inside],
+            gridsize=cells_across,
+            mincnt=1,
+            cmap=cmap,
+            extent=(*xlim, *ylim),
+            linewidths=0.1,
+        )
         cells.set_norm(LogNorm(1, np.max(np.asarray(cells.get_array()), initial=2)))
     ax.set_xlim(xlim)
     ax.set_ylim(ylim)
@@ -268,8 +303,9 @@ def _cloud(ax, x, y, xlim, ylim, cmap=DENSITY_MAP, colour=BLUE, cells_across=(60
 
 
 # --- Training ---------------------------------------------------------------------------------
-def loss_history(path, epoch, series, learning_rate=None, title="Training history",
-                 ylabel="loss", xlabel="epoch"):
+def loss_history(
+    path, epoch, series, learning_rate=None, title="Training history", ylabel="loss", xlabel="epoch"
+):
     """Losses against epoch, the learning rate below.
 
     Args:
@@ -279,8 +315,9 @@ def loss_history(path, epoch, series, learning_rate=None, title="Training histor
         title, ylabel, xlabel: what the losses are, and of which stages the epochs.
     """
     epoch = _array("epoch", epoch, (None,))
-    series = {name: _array(f"series {name!r}", values, epoch.shape)
-              for name, values in series.items()}
+    series = {
+        name: _array(f"series {name!r}", values, epoch.shape) for name, values in series.items()
+    }
     if learning_rate is not None:
         learning_rate = _array("learning_rate", learning_rate, epoch.shape)
     with _drawing(path, 4.6 if learning_rate is None else 5.4, title) as figure:
@@ -303,8 +340,15 @@ def _losses(ax, epoch, series):
             continue
         best = np.flatnonzero(seen)[np.argmin(values[seen])]
         text = f"{name} (lowest {values[best]:.4g} at epoch {epoch[best]:g})".replace("-", "−")
-        ax.plot(epoch[seen], values[seen], DASHES[i % 4], color=CYCLE[i % 7], marker=marker, ms=4,
-                label=text)
+        ax.plot(
+            epoch[seen],
+            values[seen],
+            DASHES[i % 4],
+            color=CYCLE[i % 7],
+            marker=marker,
+            ms=4,
+            label=text,
+        )
         ax.plot(epoch[best], values[best], "o", color=CYCLE[i % 7], ms=7, mfc="white", mew=1.6)
     ax.grid(True, which="major")
     if not ax.lines:
@@ -319,7 +363,7 @@ def _loss_scale(ax, epoch, values):
     if finite.min() > 0 and finite.max() > 4 * finite.min():
         ax.set_yscale("log")
         return _plain_log(ax.yaxis)
-    late = values[:, len(epoch) // 10:]
+    late = values[:, len(epoch) // 10 :]
     late = late[np.isfinite(late)]
     if late.size and np.ptp(finite) > 10 * np.ptp(late) > 0:
         ax.set_ylim(_limits(late, pad=0.08))
@@ -333,8 +377,14 @@ def _learning_rate(ax, epoch, learning_rate):
     ax.grid(True)
     if not seen.any():
         return _no_data(ax)
-    ax.plot(epoch[seen], learning_rate[seen], color=BLACK, drawstyle="steps-mid",
-            marker="o" if len(epoch) <= 30 else None, ms=3)
+    ax.plot(
+        epoch[seen],
+        learning_rate[seen],
+        color=BLACK,
+        drawstyle="steps-mid",
+        marker="o" if len(epoch) <= 30 else None,
+        ms=3,
+    )
     if np.ptp(learning_rate[seen]) > 0:
         ax.set_yscale("log")
         ax.yaxis.set_minor_formatter(NullFormatter())
@@ -342,8 +392,9 @@ def _learning_rate(ax, epoch, learning_rate):
 
 
 # --- The model --------------------------------------------------------------------------------
-def extinction_curve(path, wavelengths, xi, ln_curve,
-                     title="The learned extinction curve and its variation"):
+def extinction_curve(
+    path, wavelengths, xi, ln_curve, title="The learned extinction curve and its variation"
+):
     """R(lambda), 1 at 550 nm, for several xi; below, the ratio to xi = 0.
 
     Args:
@@ -362,12 +413,12 @@ def extinction_curve(path, wavelengths, xi, ln_curve,
     if not xp.any() or not wavelengths[xp].min() <= NORM_NM <= wavelengths[xp].max():
         raise ValueError("wavelengths must be in nm and hold 550 nm, where curves are set to 1")
     at_norm = [np.interp(math.log(NORM_NM), np.log(wavelengths[xp]), row[xp]) for row in ln_curve]
-    curve = np.exp(ln_curve - np.array(at_norm)[:, None])          # (k, n_wl)
+    curve = np.exp(ln_curve - np.array(at_norm)[:, None])  # (k, n_wl)
     ratio = curve / curve[np.nanargmin(np.abs(xi))]
     with _drawing(path, 6.4, title) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
         norm = Normalize(*_symmetric(xi))
-        for i in np.argsort(-np.abs(xi))[:np.isfinite(xi).sum()]:
+        for i in np.argsort(-np.abs(xi))[: np.isfinite(xi).sum()]:
             middle = abs(xi[i]) < 1e-6
             colour = BLACK if middle else VALUE_MAP(norm(xi[i]))
             for ax, values in ((top, curve[i]), (bottom, ratio[i])):
@@ -410,8 +461,10 @@ def model_spectra(path, wavelengths, tracks, title="Model spectra without dust")
     checked = {}
     for name, (theta, ln_flux) in tracks.items():
         theta = _array(f"theta of {name!r}", theta, (None, 3))
-        checked[name] = theta, _array(f"ln_flux of {name!r}", ln_flux,
-                                      (len(theta), len(wavelengths)))
+        checked[name] = (
+            theta,
+            _array(f"ln_flux of {name!r}", ln_flux, (len(theta), len(wavelengths))),
+        )
     n_columns = min(max(len(checked), 1), 3 if len(checked) != 4 else 2)
     n_rows = -(-max(len(checked), 1) // n_columns)
     with _drawing(path, 0.5 + (5.0 if n_columns == 1 else 4.4) * n_rows, title) as figure:
@@ -421,7 +474,7 @@ def model_spectra(path, wavelengths, tracks, title="Model spectra without dust")
         for ax, (name, track) in zip(axes.flat, checked.items(), strict=False):
             _track(figure, ax, wavelengths, *track, teff_norm)
             ax.set_title(name, pad=16, loc="left")
-        for ax in axes.flat[len(checked):]:
+        for ax in axes.flat[len(checked) :]:
             ax.set_axis_off()
         for ax in axes[:, 0]:
             ax.set_ylabel(r"$\lambda f_\lambda$, relative to its mean over XP")
@@ -434,7 +487,7 @@ def _track(figure, ax, wavelengths, theta, ln_flux, teff_norm):
     norm = teff_norm if by == 0 else Normalize(*_limits(theta[:, by], pad=0.0))
     norm = Normalize(norm.vmin * LABEL_SCALE[by], norm.vmax * LABEL_SCALE[by])
     cmap = TEFF_MAP if by == 0 else VALUE_MAP
-    ln_value = ln_flux + np.log(wavelengths)                        # (k, n_wl)
+    ln_value = ln_flux + np.log(wavelengths)  # (k, n_wl)
     for colour_by, row in zip(theta[:, by] * LABEL_SCALE[by], ln_value, strict=True):
         level = row[(wavelengths < XP_MAX_NM) & np.isfinite(row)]
         if level.size and np.isfinite(colour_by):
@@ -452,8 +505,9 @@ def _track(figure, ax, wavelengths, theta, ln_flux, teff_norm):
 
 
 # --- Quality of the fit -----------------------------------------------------------------------
-def residuals_by_wavelength(path, wavelengths, ratio, pull=None,
-                            title="Observed against model flux"):
+def residuals_by_wavelength(
+    path, wavelengths, ratio, pull=None, title="Observed against model flux"
+):
     """Median and percentiles of the residuals at every wavelength.
 
     Args:
@@ -471,8 +525,9 @@ def residuals_by_wavelength(path, wavelengths, ratio, pull=None,
     title = f"{title}, {len(ratio):,} stars"
     with _drawing(path, 1.4 + 2.6 * len(rows), title) as figure:
         widths = [4.4, 1.5] if n_bands else [1, 0.001]
-        axes = figure.subplots(len(rows), 2, sharex="col", sharey="row", width_ratios=widths,
-                               squeeze=False)
+        axes = figure.subplots(
+            len(rows), 2, sharex="col", sharey="row", width_ratios=widths, squeeze=False
+        )
         for pair, (label, percentiles) in zip(axes, rows, strict=True):
             _residual_row(pair, wavelengths, percentiles)
             pair[0].set_ylabel(label)
@@ -491,10 +546,12 @@ def _residual_row(pair, wavelengths, percentiles):
     low2, low, median, high, high2 = percentiles
     xp = wavelengths < XP_MAX_NM
     left, right = pair
-    left.fill_between(wavelengths[xp], low2[xp], high2[xp], color=PALE_BLUE, lw=0,
-                      label="95% of stars")
-    left.fill_between(wavelengths[xp], low[xp], high[xp], color=MID_BLUE, lw=0,
-                      label="68% of stars")
+    left.fill_between(
+        wavelengths[xp], low2[xp], high2[xp], color=PALE_BLUE, lw=0, label="95% of stars"
+    )
+    left.fill_between(
+        wavelengths[xp], low[xp], high[xp], color=MID_BLUE, lw=0, label="68% of stars"
+    )
     left.plot(wavelengths[xp], median[xp], color=BLACK, label="median")
     at = np.arange(int((~xp).sum()))
     right.vlines(at, low2[~xp], high2[~xp], color=PALE_BLUE, lw=9)
@@ -506,13 +563,25 @@ def _residual_row(pair, wavelengths, percentiles):
     if not np.isfinite(median).any():
         return _no_data(left)
     # One very noisy end (near 392 nm) must not flatten all the rest.
-    reach = np.nanmax([np.nanmax(np.abs(percentiles[1:4])) * 1.3,
-                       np.nanpercentile(np.abs(percentiles[[0, 4]]), 92) * 1.2, 1e-6])
+    reach = np.nanmax(
+        [
+            np.nanmax(np.abs(percentiles[1:4])) * 1.3,
+            np.nanpercentile(np.abs(percentiles[[0, 4]]), 92) * 1.2,
+            1e-6,
+        ]
+    )
     reach = min(reach, 1.08 * np.nanmax(np.abs(percentiles))) or 1.0
     left.set_ylim(-reach, reach)
     if np.nanmax(np.abs(percentiles)) > reach:
-        _corner(left, "the 95% range reaches beyond the frame", x=0.97, y=0.03, ha="right",
-                va="bottom", fontsize=9)
+        _corner(
+            left,
+            "the 95% range reaches beyond the frame",
+            x=0.97,
+            y=0.03,
+            ha="right",
+            va="bottom",
+            fontsize=9,
+        )
     return None
 
 
@@ -552,10 +621,14 @@ def inferred_against_label(path, label, estimate, label_err=None, err=None, titl
         axes = figure.subplots(2, 3, sharex="col", height_ratios=[1.45, 1])
         for i in range(3):
             sigma = None if variance is None else np.sqrt(variance[:, i]) * LABEL_SCALE[i]
-            _label_column(axes[:, i], label[:, i] * LABEL_SCALE[i], estimate[:, i] * LABEL_SCALE[i],
-                          sigma, i)
-        _footer(figure, "Offset: median. Scatter: 1.4826 MAD. Blue: running median and 16–84%."
-                + (f"\n{note}" if note else ""))
+            _label_column(
+                axes[:, i], label[:, i] * LABEL_SCALE[i], estimate[:, i] * LABEL_SCALE[i], sigma, i
+            )
+        _footer(
+            figure,
+            "Offset: median. Scatter: 1.4826 MAD. Blue: running median and 16–84%."
+            + (f"\n{note}" if note else ""),
+        )
     return Path(path)
 
 
@@ -576,8 +649,15 @@ def _label_column(axes, label, estimate, sigma, i):
     limits = _limits(x, y, percentile=tail)
     n_outside = _cloud(top, x, y, limits, limits)
     many = len(x) > MAX_POINTS
-    top.plot(limits, limits, "--", color=VERMILION, lw=1.4, zorder=3 if many else 0.5,
-             path_effects=_halo() if many else None)
+    top.plot(
+        limits,
+        limits,
+        "--",
+        color=VERMILION,
+        lw=1.4,
+        zorder=3 if many else 0.5,
+        path_effects=_halo() if many else None,
+    )
     pull = None if sigma is None else residual / sigma[seen]
     _corner(top, _summary(residual, pull, i))
     if n_outside:
@@ -587,8 +667,10 @@ def _label_column(axes, label, estimate, sigma, i):
 
 def _summary(residual, pull, i):
     digits, unit = LABEL_DIGITS[i], LABEL_UNITS[i]
-    lines = [f"offset {_number(np.median(residual), digits)} {unit}",
-             f"scatter {_number(robust_width(residual), digits)} {unit}"]
+    lines = [
+        f"offset {_number(np.median(residual), digits)} {unit}",
+        f"scatter {_number(robust_width(residual), digits)} {unit}",
+    ]
     if pull is not None:
         lines.append(f"pull width {_number(robust_width(pull), 2)}")
     return "\n".join([*lines, f"{len(residual):,} stars"])
@@ -596,8 +678,9 @@ def _summary(residual, pull, i):
 
 def _residual_against_label(ax, x, residual, xlim):
     reach = np.percentile(np.abs(residual), 99.0 if len(x) > MAX_POINTS else 100.0) * 1.1 or 1.0
-    n_outside = _cloud(ax, x, residual, xlim, (-reach, reach), cmap=GREY_MAP, colour=GREY,
-                       cells_across=(60, 24))
+    n_outside = _cloud(
+        ax, x, residual, xlim, (-reach, reach), cmap=GREY_MAP, colour=GREY, cells_across=(60, 24)
+    )
     ax.axhline(0, color=VERMILION, ls="--", lw=1.4)
     centres, (low, median, high) = _running_percentiles(x, residual, xlim)
     for values, style in ((low, "-"), (high, "-")):
@@ -634,16 +717,26 @@ def _kiel(figure, ax, teff, feh, logg):
     many = len(teff) > MAX_KIEL_POINTS
     if many:
         inside = (teff >= xlim[0]) & (teff <= xlim[1]) & (logg >= ylim[0]) & (logg <= ylim[1])
-        drawn = ax.hexbin(teff[inside], logg[inside], C=feh[inside], reduce_C_function=np.median,
-                          gridsize=(160, 70), extent=(*xlim, *ylim), cmap=VALUE_MAP, norm=norm,
-                          linewidths=0.1)
+        drawn = ax.hexbin(
+            teff[inside],
+            logg[inside],
+            C=feh[inside],
+            reduce_C_function=np.median,
+            gridsize=(160, 70),
+            extent=(*xlim, *ylim),
+            cmap=VALUE_MAP,
+            norm=norm,
+            linewidths=0.1,
+        )
     else:
         order = np.random.default_rng(0).permutation(len(teff))  # no metallicity always on top
         size = 40 if len(teff) < 300 else 7
-        drawn = ax.scatter(teff[order], logg[order], c=feh[order], s=size, lw=0, cmap=VALUE_MAP,
-                           norm=norm)
-    n_outside = int(((teff < xlim[0]) | (teff > xlim[1]) | (logg < ylim[0])
-                     | (logg > ylim[1])).sum())
+        drawn = ax.scatter(
+            teff[order], logg[order], c=feh[order], s=size, lw=0, cmap=VALUE_MAP, norm=norm
+        )
+    n_outside = int(
+        ((teff < xlim[0]) | (teff > xlim[1]) | (logg < ylim[0]) | (logg > ylim[1])).sum()
+    )
     if n_outside:
         _corner(ax, f"{n_outside:,} outside", x=0.02, y=0.98, fontsize=9)
     ax.set_xlim(xlim[::-1])
@@ -662,8 +755,10 @@ def reliability(path, predicted, correct, title="Are the confidences true?", n_b
         correct: {label: (N,)} truth (bool, or 0 and 1 with NaN for unknown); the same labels.
     """
     if predicted.keys() != correct.keys():
-        raise ValueError(f"predicted has the labels {sorted(predicted)}, "
-                         f"correct {sorted(correct)}: give both the same")
+        raise ValueError(
+            f"predicted has the labels {sorted(predicted)}, "
+            f"correct {sorted(correct)}: give both the same"
+        )
     data = {}
     for name in predicted:
         p = _array(f"predicted {name!r}", predicted[name], (None,))
@@ -672,8 +767,9 @@ def reliability(path, predicted, correct, title="Are the confidences true?", n_b
         data[name] = p[seen], c[seen]
     n = max(len(data), 1)
     with _drawing(path, 5.0 if n > 1 else 7.0, title) as figure:
-        axes = figure.subplots(2, n, sharex=True, sharey="row", height_ratios=[2.6, 1],
-                               squeeze=False)
+        axes = figure.subplots(
+            2, n, sharex=True, sharey="row", height_ratios=[2.6, 1], squeeze=False
+        )
         for i, (name, (p, c)) in enumerate(data.items()):
             _reliability_column(axes[:, i], p, c, n_bins)
             axes[0, i].set_title(name)
@@ -698,10 +794,18 @@ def _reliability_column(axes, predicted, correct, n_bins):
         fraction = k[full] / n[full]
         low, high = _wilson_interval(k[full], n[full])
         errors = np.maximum([fraction - low, high - fraction], 0)
-        top.errorbar(at, fraction, errors, fmt="o-", color=BLUE, ms=5, lw=1.2, elinewidth=1.4,
-                     capsize=2.5)
-        _corner(top, f"mean predicted {predicted.mean():.3f}\nmean correct {correct.mean():.3f}\n"
-                     f"{len(predicted):,} stars", x=0.97, y=0.03, ha="right", va="bottom")
+        top.errorbar(
+            at, fraction, errors, fmt="o-", color=BLUE, ms=5, lw=1.2, elinewidth=1.4, capsize=2.5
+        )
+        _corner(
+            top,
+            f"mean predicted {predicted.mean():.3f}\nmean correct {correct.mean():.3f}\n"
+            f"{len(predicted):,} stars",
+            x=0.97,
+            y=0.03,
+            ha="right",
+            va="bottom",
+        )
         bottom.set_yscale("log")
         _plain_log(bottom.yaxis, subs=(1.0,))
     else:
@@ -727,8 +831,10 @@ def pulls_in_bins(path, rows, title="Honesty of the errors, by group of stars"):
     """
     names = [f"{row['group']}  ({int(row['n']):,})" for row in rows]
     n = np.array([max(int(row["n"]), 1) for row in rows])
-    columns = {key: np.reshape([_array(key, row[key], (3,)) for row in rows], (-1, 3))
-               for key in ("pull_width", "frac_gt3", "scatter")}
+    columns = {
+        key: np.reshape([_array(key, row[key], (3,)) for row in rows], (-1, 3))
+        for key in ("pull_width", "frac_gt3", "scatter")
+    }
     scatter = columns["scatter"] * LABEL_SCALE
     panels = (  # axis, values (g, 3), labels shown, value to expect
         ("pull width", columns["pull_width"], (0, 1, 2), 1.0),
@@ -756,9 +862,18 @@ def _dots(ax, values, shown, expected, relative_error):
     for j in shown:
         shift = 0.2 * (shown.index(j) - (len(shown) - 1) / 2)
         errors = None if relative_error is None else values[:, j] * relative_error
-        ax.errorbar(values[:, j], y + shift, xerr=errors, fmt=LABEL_MARKERS[j], ms=5.5,
-                    color=LABEL_COLOURS[j], mec="white", mew=0.5, elinewidth=1.2,
-                    label=LABEL_NAMES[j])
+        ax.errorbar(
+            values[:, j],
+            y + shift,
+            xerr=errors,
+            fmt=LABEL_MARKERS[j],
+            ms=5.5,
+            color=LABEL_COLOURS[j],
+            mec="white",
+            mew=0.5,
+            elinewidth=1.2,
+            label=LABEL_NAMES[j],
+        )
     for edge in y[:-1] + 0.5:
         ax.axhline(edge, color="#eeeeee", lw=0.8, zorder=0)
     if expected is not None:
@@ -792,8 +907,9 @@ def coverage(path, ranks, levels, observed, title="Calibration of the posteriors
             _rank_histogram(axes[0, i], column)
             axes[0, i].set_title(f"{LABEL_NAMES[i]}, {len(column):,} stars")
             _coverage_curve(axes[1, i], levels, observed[:, i], len(column))
-        axes[0, 0].set_ylim(0, 1.05 * max(
-            (ax.dataLim.y1 for ax in axes[0] if ax.has_data()), default=1.0))
+        axes[0, 0].set_ylim(
+            0, 1.05 * max((ax.dataLim.y1 for ax in axes[0] if ax.has_data()), default=1.0)
+        )
         axes[0, 0].set_ylabel("stars in bin / expected")
         axes[1, 0].set_ylabel("fraction of truths inside")
         _footer(figure, "Grey: where 95% of the values lie when the posteriors are right.")

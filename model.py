@@ -62,8 +62,17 @@ class FluxModel(tf.Module):
         seed: of the initial weights.
     """
 
-    def __init__(self, sample_wavelengths, theta_mean, theta_scale, mean_ln_flux=None, basis=None,
-                 hidden=64, n_layers=3, seed=0):
+    def __init__(
+        self,
+        sample_wavelengths,
+        theta_mean,
+        theta_scale,
+        mean_ln_flux=None,
+        basis=None,
+        hidden=64,
+        n_layers=3,
+        seed=0,
+    ):
         super().__init__(name="flux_model")
         wavelengths = np.asarray(sample_wavelengths, "f8")
         n_wl = len(wavelengths)
@@ -90,8 +99,9 @@ class FluxModel(tf.Module):
         start = np.zeros(n_wl) if mean_ln_flux is None else mean_ln_flux
         self.mean_ln_flux = tf.constant(start, tf.float32)
 
-        self.ln_ext_curve = tf.Variable(initial_ln_ext_curve(wavelengths), dtype=tf.float32,
-                                        name="ln_ext_curve")
+        self.ln_ext_curve = tf.Variable(
+            initial_ln_ext_curve(wavelengths), dtype=tf.float32, name="ln_ext_curve"
+        )
         self.ln_ext_curve_xi = tf.Variable(tf.zeros(n_wl), name="ln_ext_curve_xi")
         self.xi_mask = tf.constant(wavelengths < XI_MAX_WAVELENGTH_NM, tf.float32)
 
@@ -121,8 +131,8 @@ class FluxModel(tf.Module):
         matrix product, which costs a hundredth of TensorFlow's `batch_jacobian`.
         """
         batch = tf.shape(z)[0]
-        h = tf.tanh(z @ self.w_theta[0] + self.bias[0])                    # (B, h)
-        dh = (1.0 - h * h)[None] * self.w_theta[0][:, None, :]             # (3, B, h)
+        h = tf.tanh(z @ self.w_theta[0] + self.bias[0])  # (B, h)
+        dh = (1.0 - h * h)[None] * self.w_theta[0][:, None, :]  # (3, B, h)
         for layer in range(1, self.n_layers):
             w_theta = self.w_theta[layer]
             stacked = tf.reshape(tf.concat([h[None], dh], 0), (4 * batch, self.hidden))
@@ -150,18 +160,28 @@ class FluxModel(tf.Module):
     def to_arrays(self):
         """All that defines the model, as {name: array}; `from_arrays` restores it."""
         arrays = {v.name.split(":")[0]: v.numpy() for v in self.variables}
-        arrays.update(sample_wavelengths=self.sample_wavelengths.numpy(),
-                      theta_mean=self.theta_mean.numpy(), theta_scale=self.theta_scale.numpy(),
-                      basis=self.basis.numpy(), mean_ln_flux=self.mean_ln_flux.numpy())
+        arrays.update(
+            sample_wavelengths=self.sample_wavelengths.numpy(),
+            theta_mean=self.theta_mean.numpy(),
+            theta_scale=self.theta_scale.numpy(),
+            basis=self.basis.numpy(),
+            mean_ln_flux=self.mean_ln_flux.numpy(),
+        )
         return arrays
 
     @classmethod
     def from_arrays(cls, arrays):
         """The model that `to_arrays` described. Raises KeyError where an array is missing."""
         n_layers = sum(name.startswith("w_theta_") for name in arrays)
-        model = cls(arrays["sample_wavelengths"], arrays["theta_mean"], arrays["theta_scale"],
-                    arrays["mean_ln_flux"], arrays["basis"],
-                    hidden=arrays["w_out"].shape[0], n_layers=n_layers)
+        model = cls(
+            arrays["sample_wavelengths"],
+            arrays["theta_mean"],
+            arrays["theta_scale"],
+            arrays["mean_ln_flux"],
+            arrays["basis"],
+            hidden=arrays["w_out"].shape[0],
+            n_layers=n_layers,
+        )
         for variable in model.variables:
             variable.assign(arrays[variable.name.split(":")[0]])
         return model
@@ -169,22 +189,23 @@ class FluxModel(tf.Module):
 
 def initial_ln_ext_curve(wavelengths):
     """The extinction curve that training starts from: ln R (n_wl,) at wavelengths (n_wl,) nm."""
-    return np.log(EXT_CURVE_NORM * (np.asarray(wavelengths) / EXT_CURVE_PIVOT_NM)
-                  ** EXT_CURVE_SLOPE)
+    return np.log(
+        EXT_CURVE_NORM * (np.asarray(wavelengths) / EXT_CURVE_PIVOT_NM) ** EXT_CURVE_SLOPE
+    )
 
 
 # ------------------------------------------------------------------------------ the noise model
 
 
-MIN_FLUX_SIGMAS = 0.7     # ln flux is taken of at least this many sigma: fluxes may be negative
+MIN_FLUX_SIGMAS = 0.7  # ln flux is taken of at least this many sigma: fluxes may be negative
 N_NOISE_FEATURES = N_LABELS + 3
-FEATURE_LIMIT = 3.0       # standardised features are bent to this range: no wild extrapolation
-START_NU = 30.0           # degrees of freedom of the residuals: tails heavier than Gaussian
-OUTPUT_STEP = 0.1         # scale of the network's part of W: the rest is one matrix for all stars
+FEATURE_LIMIT = 3.0  # standardised features are bent to this range: no wild extrapolation
+START_NU = 30.0  # degrees of freedom of the residuals: tails heavier than Gaussian
+OUTPUT_STEP = 0.1  # scale of the network's part of W: the rest is one matrix for all stars
 LN_DIAGONAL_LIMIT = 4.0
-SCALE_FLOOR = 1e-3        # of a channel's scatter in ln flux
-START_SCATTER = 0.02      # of ln flux, before training
-RED_MIN_NM = 645.0         # RP alone has weight redward of this
+SCALE_FLOOR = 1e-3  # of a channel's scatter in ln flux
+START_SCATTER = 0.02  # of ln flux, before training
+RED_MIN_NM = 645.0  # RP alone has weight redward of this
 PHOTOMETRY = range(xp_utils.N_XP, xp_utils.N_FLUX)
 
 
@@ -224,7 +245,7 @@ def ln_flux_data(flux, flux_err):
     floored = np.where(used, np.maximum(flux, MIN_FLUX_SIGMAS * err), 1.0)
     value, rel_err = np.log(floored), np.where(used, err / floored, 1.0)
     xp = used.copy()
-    xp[:, PHOTOMETRY.start:] = False
+    xp[:, PHOTOMETRY.start :] = False
     red = xp & (xp_utils.SAMPLE_WAVELENGTHS > RED_MIN_NM)
     bright = np.where(red.any(1)[:, None], red, xp)
     features = np.stack([_masked_mean(value, bright), _masked_mean(np.log(rel_err), xp)], 1)
@@ -318,8 +339,11 @@ class NoiseModel(tf.Module):
         columns out. `general`: project out every missing channel (any pattern; slower).
         """
         w, ln_diagonal = self._triangle(self._outputs(z, features, ext))
-        ln_s = 0.5 * tf.math.log(tf.exp(2.0 * self.ln_scatter)
-                                 + (tf.exp(self.ln_err_factor) * rel_err) ** 2 + SCALE_FLOOR**2)
+        ln_s = 0.5 * tf.math.log(
+            tf.exp(2.0 * self.ln_scatter)
+            + (tf.exp(self.ln_err_factor) * rel_err) ** 2
+            + SCALE_FLOOR**2
+        )
         ln_s += self.ln_level
         s = w * tf.exp(-ln_s)[:, None]
         if general:
@@ -334,8 +358,9 @@ class NoiseModel(tf.Module):
 
     def _project_all(self, s, ln_det, used):
         def project(k, s, ln_det):
-            return k + 1, *_project_out(s, ln_det, tf.gather(s, k, axis=2),
-                                        1.0 - tf.gather(used, k, axis=1))
+            return k + 1, *_project_out(
+                s, ln_det, tf.gather(s, k, axis=2), 1.0 - tf.gather(used, k, axis=1)
+            )
 
         _, s, ln_det = tf.while_loop(lambda k, *_: k < self.n_wl, project, (0, s, ln_det))
         return s * used[:, None], ln_det
@@ -350,7 +375,7 @@ def upper_triangle(entries, n):
         zeros = tf.zeros_like(entries[:, :n])
         pieces, start = [], 0
         for row in range(n):
-            pieces += [zeros[:, :row], entries[:, start:start + n - row]]
+            pieces += [zeros[:, :row], entries[:, start : start + n - row]]
             start += n - row
 
         def gradient(upstream):
@@ -389,12 +414,12 @@ def _project_out(s, ln_det, column, missing):
 # -------------------------------------------------------------------------- the direct estimate
 
 
-DIRECT_NETWORKS = 4             # whose mean is the estimate
+DIRECT_NETWORKS = 4  # whose mean is the estimate
 DIRECT_HIDDEN = (128, 128, 64)  # units of their layers
-DIRECT_LIMIT = 6.0              # standardised inputs are bent to this range
-DIRECT_MIN_SCALE = 0.05         # of an input
+DIRECT_LIMIT = 6.0  # standardised inputs are bent to this range
+DIRECT_MIN_SCALE = 0.05  # of an input
 DIRECT_START_LN_SIGMA = -1.5
-DIRECT_LN_SIGMA = (-5.0, 2.0)   # limits, of the standardised labels
+DIRECT_LN_SIGMA = (-5.0, 2.0)  # limits, of the standardised labels
 
 
 def direct_inputs(observed, plx, plx_err):
@@ -412,9 +437,17 @@ def direct_inputs(observed, plx, plx_err):
     err = np.where(known, plx_err, np.nan)
     floored = np.fmax(plx, err) + 0.0 * err
     fluxes = np.where(used, observed.value - bright[:, None], np.nan)
-    return np.column_stack([
-        fluxes, level, bright - 2 * np.log(floored), np.log(err / floored),
-        used[:, :n_xp].mean(1), used[:, n_xp:], known]).astype("f4")
+    return np.column_stack(
+        [
+            fluxes,
+            level,
+            bright - 2 * np.log(floored),
+            np.log(err / floored),
+            used[:, :n_xp].mean(1),
+            used[:, n_xp:],
+            known,
+        ]
+    ).astype("f4")
 
 
 class DirectNetwork(tf.Module):
@@ -473,8 +506,9 @@ class DirectNetwork(tf.Module):
         layers = sum(name.startswith("direct_w") for name in arrays)
         shapes = [arrays[f"direct_w{k}"].shape for k in range(layers)]
         network = cls(np.zeros((1, shapes[0][1])), shapes[0][0], [s[2] for s in shapes[:-1]])
-        network.mean, network.scale = (tf.constant(arrays[f"direct_{name}"], tf.float32)
-                                       for name in ("mean", "scale"))
+        network.mean, network.scale = (
+            tf.constant(arrays[f"direct_{name}"], tf.float32) for name in ("mean", "scale")
+        )
         for variable in network.variables:
             variable.assign(arrays[variable.name.split(":")[0]])
         return network
@@ -535,24 +569,28 @@ def marginal_chi2(residual, columns):
     # Every pivot of 1 + U U^T is at least 1; in float32 one of nearly parallel columns may not be.
     factor = cholesky_small(tf.transpose(gram, (1, 2, 0))[..., None], floor=1.0)
 
-    def solve(b):                                                          # (B, n, k)
+    def solve(b):  # (B, n, k)
         return tf.transpose(solve_small(factor, tf.transpose(b, (2, 0, 1))), (1, 2, 0))
 
-    def slope(r, u, a):                                                    # of -chi^2 / 2 in a
+    def slope(r, u, a):  # of -chi^2 / 2 in a
         return tf.matmul(r - tf.matmul(a, u), u, transpose_b=True) - a
 
     a = solve(tf.matmul(r, u, transpose_b=True))
-    a = tf.stop_gradient(a + solve(slope(r, u, a)))       # once refined: float32
+    a = tf.stop_gradient(a + solve(slope(r, u, a)))  # once refined: float32
     left = residual - tf.matmul(a, columns)
     chi2 = tf.reduce_sum(left * left, 2) + tf.reduce_sum(a * a, 2)
     inverse = tf.stop_gradient(solve(tf.eye(k, batch_shape=[1]) * tf.ones_like(gram)))
     a += tf.matmul(slope(residual, columns, a), inverse)  # zero; carries the gradient
     ln_det = -2.0 * tf.reduce_sum(tf.math.log(tf.stack(factor[1])[..., 0]), 0)
     gram = tf.matmul(columns, columns, transpose_b=True)
-    trace = tf.reduce_sum(inverse * gram, (1, 2))         # d ln det M = tr M^-1 dM
+    trace = tf.reduce_sum(inverse * gram, (1, 2))  # d ln det M = tr M^-1 dM
     change = tf.matmul(inverse, tf.matmul(gram, inverse))  # d M^-1 = -M^-1 dM M^-1
-    return (chi2, a, inverse + tf.stop_gradient(change) - change,
-            tf.stop_gradient(ln_det - trace) + trace)
+    return (
+        chi2,
+        a,
+        inverse + tf.stop_gradient(change) - change,
+        tf.stop_gradient(ln_det - trace) + trace,
+    )
 
 
 def student_misfit(chi2, n, nu):
@@ -576,9 +614,12 @@ class MixturePrior(tf.Module):
     def __init__(self, weights, means, covariances, theta_scale, ln_prior_floor=-np.inf):
         super().__init__(name="prior")
         precisions = np.linalg.inv(np.asarray(covariances, "f8"))
-        chol = np.linalg.cholesky(precisions)                              # P = L L^T
-        ln_norm = (np.log(weights) + 0.5 * np.linalg.slogdet(precisions)[1]
-                   - 0.5 * N_LABELS * np.log(2.0 * np.pi))
+        chol = np.linalg.cholesky(precisions)  # P = L L^T
+        ln_norm = (
+            np.log(weights)
+            + 0.5 * np.linalg.slogdet(precisions)[1]
+            - 0.5 * N_LABELS * np.log(2.0 * np.pi)
+        )
         self.weights = np.asarray(weights, "f8")
         self.means_np, self.covariances = np.asarray(means, "f8"), np.asarray(covariances, "f8")
         self.theta_scale = np.asarray(theta_scale, "f8")
@@ -592,12 +633,14 @@ class MixturePrior(tf.Module):
         # (x, 1) @ whiten gives L_k^T (z - mu_k) for all components in one product.
         flat = chol.transpose(1, 0, 2).reshape(N_LABELS, -1)
         shift = -np.einsum("ki,kij->kj", self.means_np, chol).reshape(-1)
-        self.whiten, self.whiten_shift = (tf.constant(flat, tf.float32),
-                                          tf.constant(shift, tf.float32))
+        self.whiten, self.whiten_shift = (
+            tf.constant(flat, tf.float32),
+            tf.constant(shift, tf.float32),
+        )
 
     def _terms(self, z):
         white = tf.reshape(z @ self.whiten + self.whiten_shift, (-1, len(self.weights), N_LABELS))
-        return white, self.ln_norm - 0.5 * tf.reduce_sum(white * white, -1)      # (B, K)
+        return white, self.ln_norm - 0.5 * tf.reduce_sum(white * white, -1)  # (B, K)
 
     def ln_density_z(self, z):
         """ln p(z) (B,), per unit of z."""
@@ -615,7 +658,7 @@ class MixturePrior(tf.Module):
         """
         white, terms = self._terms(z)
         ln_p = tf.reduce_logsumexp(terms, -1)
-        resp = tf.exp(terms - ln_p[:, None])                               # (B, K)
+        resp = tf.exp(terms - ln_p[:, None])  # (B, K)
         gradient = tf.einsum("bk,bkj,kij->bi", resp, white, self.precision_chol)
         hessian = tf.reshape(resp @ self.precisions_flat, (-1, N_LABELS, N_LABELS))
         return -ln_p, gradient, hessian
@@ -629,18 +672,27 @@ class MixturePrior(tf.Module):
 
     def to_arrays(self):
         """All that defines the prior, as {name: array}."""
-        return {"prior_weights": self.weights, "prior_means": self.means_np,
-                "prior_covariances": self.covariances, "prior_theta_scale": self.theta_scale,
-                "prior_ln_floor": np.float64(self.ln_prior_floor)}
+        return {
+            "prior_weights": self.weights,
+            "prior_means": self.means_np,
+            "prior_covariances": self.covariances,
+            "prior_theta_scale": self.theta_scale,
+            "prior_ln_floor": np.float64(self.ln_prior_floor),
+        }
 
     @classmethod
     def from_arrays(cls, arrays):
         """The prior that `to_arrays` described. Raises KeyError where an array is missing."""
-        return cls(arrays["prior_weights"], arrays["prior_means"], arrays["prior_covariances"],
-                   arrays["prior_theta_scale"], float(arrays["prior_ln_floor"]))
+        return cls(
+            arrays["prior_weights"],
+            arrays["prior_means"],
+            arrays["prior_covariances"],
+            arrays["prior_theta_scale"],
+            float(arrays["prior_ln_floor"]),
+        )
 
 
-PRIOR_SMOOTHING = 0.1    # of z: the mixture is smoothed by a Gaussian of this width
+PRIOR_SMOOTHING = 0.1  # of z: the mixture is smoothed by a Gaussian of this width
 
 
 def fit_prior(theta, theta_mean, theta_scale, n_components=8, seed=0):
@@ -652,8 +704,13 @@ def fit_prior(theta, theta_mean, theta_scale, n_components=8, seed=0):
     from sklearn.mixture import GaussianMixture
 
     z = (np.asarray(theta, "f8") - theta_mean) / theta_scale
-    mixture = GaussianMixture(min(n_components, max(1, len(z) // 50)), reg_covar=1e-3,
-                              random_state=seed, n_init=1, max_iter=300).fit(z)
+    mixture = GaussianMixture(
+        min(n_components, max(1, len(z) // 50)),
+        reg_covar=1e-3,
+        random_state=seed,
+        n_init=1,
+        max_iter=300,
+    ).fit(z)
     covariances = mixture.covariances_ + PRIOR_SMOOTHING**2 * np.eye(N_LABELS)
     prior = MixturePrior(mixture.weights_, mixture.means_, covariances, theta_scale)
     prior.ln_prior_floor = float(np.quantile(prior.ln_density(z.astype("f4")).numpy(), 0.001))
@@ -676,14 +733,20 @@ class StellarModel:
         arrays |= {v.name.split(":")[0]: v.numpy() for v in self.noise.variables}
         if self.direct is not None:
             arrays |= self.direct.to_arrays()
-        return arrays | {"noise_feature_mean": self.noise.feature_mean.numpy(),
-                         "noise_feature_scale": self.noise.feature_scale.numpy()}
+        return arrays | {
+            "noise_feature_mean": self.noise.feature_mean.numpy(),
+            "noise_feature_scale": self.noise.feature_scale.numpy(),
+        }
 
     @classmethod
     def from_arrays(cls, arrays):
         """The model that `to_arrays` described. Raises KeyError where an array is missing."""
-        noise = NoiseModel(len(arrays["sample_wavelengths"]), arrays["noise_feature_mean"],
-                           arrays["noise_feature_scale"], len(arrays["noise_b1"]))
+        noise = NoiseModel(
+            len(arrays["sample_wavelengths"]),
+            arrays["noise_feature_mean"],
+            arrays["noise_feature_scale"],
+            len(arrays["noise_b1"]),
+        )
         for variable in noise.variables:
             variable.assign(arrays[variable.name.split(":")[0]])
         direct = DirectNetwork.from_arrays(arrays) if "direct_mean" in arrays else None
@@ -707,8 +770,12 @@ class ExportedModel(tf.Module):
     @tf.function
     def predict_obs_flux(self, stellar_type, xi, E, plx):
         z = self._model.standardise(tf.cast(stellar_type, tf.float32))
-        return self._model.flux(z, tf.cast(xi, tf.float32), tf.cast(E, tf.float32),
-                                tf.math.log(tf.cast(plx, tf.float32)))
+        return self._model.flux(
+            z,
+            tf.cast(xi, tf.float32),
+            tf.cast(E, tf.float32),
+            tf.math.log(tf.cast(plx, tf.float32)),
+        )
 
     @tf.function
     def predict_observed_flux(self, stellar_type, E, plx):

@@ -60,26 +60,45 @@ DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipe.json"
 LABELS = ("stellar_type", "stellar_type_err")
 OBSERVED = ("flux", "flux_err", "plx", "plx_err")
 EXTINCTION = ("stellar_ext", "stellar_ext_err")
-RECIPE_KEYS = {"seed", "validation_fraction", "calibration_fraction", "hidden", "noise_hidden",
-               "prior_components", "hide_parallax", "hide_photometry", "hide_bp",
-               "rare_type_weight_cap", "stages"}
-FRACTIONS = {"validation_fraction", "calibration_fraction", "hide_parallax", "hide_photometry",
-             "hide_bp"}
+RECIPE_KEYS = {
+    "seed",
+    "validation_fraction",
+    "calibration_fraction",
+    "hidden",
+    "noise_hidden",
+    "prior_components",
+    "hide_parallax",
+    "hide_photometry",
+    "hide_bp",
+    "rare_type_weight_cap",
+    "stages",
+}
+FRACTIONS = {
+    "validation_fraction",
+    "calibration_fraction",
+    "hide_parallax",
+    "hide_photometry",
+    "hide_bp",
+}
 SIZES = {"hidden", "noise_hidden", "prior_components", "steps", "max_epochs", "batch_size"}
 INTEGERS = SIZES | {"seed"}
 GROUPS = ("network", "extinction", "extinction_xi", "noise", "noise_level", "direct")
 SELECTIONS = {"max_teff_err", "max_feh_err", "max_logg_err", "min_plx_snr", "min_ext"}
 _GRADIENT_KEYS = {"name", "kind", "steps", "batch_size", "learning_rate", "train"}
 _OPTIONAL_KEYS = {"select", "max_epochs", "weight_decay", "hide_parallax"}
-STAGE_KEYS = {"likelihood": _GRADIENT_KEYS, "posterior": _GRADIENT_KEYS,
-              "calibration": _GRADIENT_KEYS, "direct": _GRADIENT_KEYS,
-              "stars": {"name", "kind", "reject_sigma", "reject_chi2_factor"}}
+STAGE_KEYS = {
+    "likelihood": _GRADIENT_KEYS,
+    "posterior": _GRADIENT_KEYS,
+    "calibration": _GRADIENT_KEYS,
+    "direct": _GRADIENT_KEYS,
+    "stars": {"name", "kind", "reject_sigma", "reject_chi2_factor"},
+}
 
-CHECKPOINT_SECONDS = 20.0    # at most so much work is lost
+CHECKPOINT_SECONDS = 20.0  # at most so much work is lost
 MIN_TRAINING_STARS = 200
-SIMULATED_STARS = 16_000      # of each kind, for the error factors
-MIN_POOL_STARS = 30          # fewer cannot calibrate the pool: the forward model is left alone
-MOST_REJECTED = 0.2          # of the stars: more are warned of
+SIMULATED_STARS = 16_000  # of each kind, for the error factors
+MIN_POOL_STARS = 30  # fewer cannot calibrate the pool: the forward model is left alone
+MOST_REJECTED = 0.2  # of the stars: more are warned of
 
 
 def parse_args(argv=None):
@@ -115,8 +134,13 @@ def check_recipe(recipe):
     """ValueError where a recipe has unknown or missing keys, or values out of range."""
     _check_keys("the recipe", recipe, RECIPE_KEYS)
     for name in sorted(RECIPE_KEYS - {"stages"}):
-        _check_number("the recipe", recipe, name, least=1 if name in SIZES else 0,
-                      most=1 if name in FRACTIONS else np.inf)
+        _check_number(
+            "the recipe",
+            recipe,
+            name,
+            least=1 if name in SIZES else 0,
+            most=1 if name in FRACTIONS else np.inf,
+        )
     if not isinstance(recipe["stages"], list) or not recipe["stages"]:
         raise ValueError("stages: a list of at least one stage is expected")
     for stage in recipe["stages"]:
@@ -132,16 +156,24 @@ def check_stage(stage):
     gradient = STAGE_KEYS[kind] is _GRADIENT_KEYS
     _check_keys(where, stage, STAGE_KEYS[kind], _OPTIONAL_KEYS if gradient else ())
     for name in sorted(set(stage) - {"name", "kind", "train", "select"}):
-        _check_number(where, stage, name, least=1 if name in SIZES else 0,
-                      most=1 if name in FRACTIONS else np.inf)
+        _check_number(
+            where,
+            stage,
+            name,
+            least=1 if name in SIZES else 0,
+            most=1 if name in FRACTIONS else np.inf,
+        )
     if gradient:
         unknown = set(stage["train"]) - set(GROUPS)
         if unknown or not stage["train"]:
             raise ValueError(f"{where}: train is {stage['train']}; known: {', '.join(GROUPS)}")
         if ("direct" in stage["train"] and stage["train"] != ["direct"]) or (
-                (kind == "direct") != ("direct" in stage["train"])):
-            raise ValueError(f"{where}: train is {stage['train']}; a stage of kind direct trains "
-                             "[\"direct\"], and no other stage does")
+            (kind == "direct") != ("direct" in stage["train"])
+        ):
+            raise ValueError(
+                f"{where}: train is {stage['train']}; a stage of kind direct trains "
+                '["direct"], and no other stage does'
+            )
         limits = stage.get("select", {})
         _check_keys(f"{where}, select", limits, set(), SELECTIONS)
         for name in limits:
@@ -157,11 +189,16 @@ def _check_keys(where, found, required, optional=()):
 
 def _check_number(where, found, name, least=0, most=np.inf):
     value, kind = found[name], int if name in INTEGERS else int | float
-    if (isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most
-            or not np.isfinite(value)):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kind)
+        or not least <= value <= most
+        or not np.isfinite(value)
+    ):
         article = "an integer" if kind is int else "a number"
-        raise ValueError(f"{where}: {name} is {value!r}; {article} from {least} to {most} is "
-                         "expected")
+        raise ValueError(
+            f"{where}: {name} is {value!r}; {article} from {least} to {most} is expected"
+        )
 
 
 def read_training_data(path):
@@ -172,8 +209,10 @@ def read_training_data(path):
         wavelengths = reader.attributes("flux").get("sample_wavelengths")
     problem = training_data_problem(table, wavelengths)
     if problem:
-        raise ShardError(f"{path}: {problem}; make the file with compile_training_data.py, which "
-                         "leaves such stars out")
+        raise ShardError(
+            f"{path}: {problem}; make the file with compile_training_data.py, which "
+            "leaves such stars out"
+        )
     return ids, table, np.asarray(wavelengths)
 
 
@@ -184,17 +223,19 @@ def training_data_problem(table, wavelengths):
         return "flux has no attribute sample_wavelengths"
     expected = SAMPLE_WAVELENGTHS
     if np.shape(wavelengths) != expected.shape or not np.allclose(wavelengths, expected):
-        return (f"flux has {np.size(wavelengths)} sample_wavelengths that are not the "
-                f"{len(expected)} of this version of the project")
-    shapes = (dict.fromkeys(("flux", "flux_err"), (n, len(expected)))
-              | dict.fromkeys(LABELS, (n, 3)))
+        return (
+            f"flux has {np.size(wavelengths)} sample_wavelengths that are not the "
+            f"{len(expected)} of this version of the project"
+        )
+    shapes = dict.fromkeys(("flux", "flux_err"), (n, len(expected))) | dict.fromkeys(LABELS, (n, 3))
     for name, values in table.items():
         shape = shapes.get(name, (n,))
         if values.shape != shape or values.dtype.kind not in "fiu":
             return f"{name} is {values.dtype} of shape {values.shape}, expected floats {shape}"
     for name in (*LABELS, "plx", "plx_err"):
-        least, words = ((-np.inf, "finite") if name == "stellar_type" else
-                        (0.0, "finite and positive"))
+        least, words = (
+            (-np.inf, "finite") if name == "stellar_type" else (0.0, "finite and positive")
+        )
         bad = ~np.isfinite(table[name]) | (table[name] <= least)
         bad = bad if bad.ndim == 1 else bad.any(1)
         if bad.any():
@@ -229,7 +270,6 @@ def star_data(table, rows, labelled):
 
     names = (*OBSERVED, *LABELS, *EXTINCTION) if labelled else OBSERVED
     return StarData(*(table[name][rows].astype("f4") for name in names))
-
 
 
 # ---------------------------------------------------------------------------- what comes of it
@@ -272,9 +312,17 @@ def trained_model(trainer, solver, table, calibration):
     hull = ConvexHull(trainer.stars.theta[kept].astype("f8")).equations
     values = np.column_stack([trainer.ext, trainer.observed.features])[kept]
     p = 2 * len(CONFIDENCE_CENTRE)
-    trained = TrainedModel(trainer.model, np.zeros(p), np.ones(p), np.zeros((3, p)), np.zeros(3),
-                           hull, np.stack([values.min(0), values.max(0)]), CURVATURE_ALONE,
-                           MODEL_ALONE)
+    trained = TrainedModel(
+        trainer.model,
+        np.zeros(p),
+        np.ones(p),
+        np.zeros((3, p)),
+        np.zeros(3),
+        hull,
+        np.stack([values.min(0), values.max(0)]),
+        CURVATURE_ALONE,
+        MODEL_ALONE,
+    )
     trained.error_factors = fit_error_factors(trained, solver, trainer)
     if len(calibration):
         if trainer.model.direct is not None and len(calibration) >= MIN_POOL_STARS:
@@ -292,13 +340,18 @@ def fit_error_factors(trained, solver, trainer):
 
     hosts, factors = {name: getattr(trainer.stars, name) for name in ("flux", "flux_err")}, []
     for with_parallax in (True, False):
-        rng = np.random.default_rng([trainer.recipe["seed"], len(trainer.recipe["stages"]),
-                                     with_parallax])
+        rng = np.random.default_rng(
+            [trainer.recipe["seed"], len(trainer.recipe["stages"]), with_parallax]
+        )
         table, u = simulate(trainer.model, hosts, SIMULATED_STARS, with_parallax, rng)
         columns = infer(table, solver, trained)
-        factors.append(needed_error_factors(columns["model_params_est"],
-                                            columns["model_params_err"],
-                                            physical(u, trainer.model.flux)))
+        factors.append(
+            needed_error_factors(
+                columns["model_params_est"],
+                columns["model_params_err"],
+                physical(u, trainer.model.flux),
+            )
+        )
     return np.array(factors)
 
 
@@ -338,8 +391,9 @@ def fit_confidences(trained, solver, table, rows):
         columns = infer_stars(trained, solver, seen, rows)
         known = np.isfinite(seen["plx"][rows])
         features.append(confidence_features(columns, observed.features, known))
-        right.append(is_right(columns, table["stellar_type"][rows],
-                              table["stellar_type_err"][rows]))
+        right.append(
+            is_right(columns, table["stellar_type"][rows], table["stellar_type_err"][rows])
+        )
     features, right = np.concatenate(features), np.concatenate(right)
     good = np.isfinite(features).all(1)
     features, right = features[good], right[good]
@@ -362,14 +416,27 @@ def predicted_ln_flux(flux_model, est):
     """ln flux (N, 66) of the estimates (N, 6) in the order of `posterior.PARAMETER_NAMES`."""
     z = (est[:, :3] - flux_model.theta_mean.numpy()) / flux_model.theta_scale.numpy()
     curve, _ = flux_model.ext_curve(est[:, 5].astype("f4"))
-    return (flux_model.ln_flux(z.astype("f4")).numpy() - est[:, 3:4] * curve.numpy()
-            + 2 * np.log(est[:, 4:5]))
+    return (
+        flux_model.ln_flux(z.astype("f4")).numpy()
+        - est[:, 3:4] * curve.numpy()
+        + 2 * np.log(est[:, 4:5])
+    )
 
 
-MAIN_SEQUENCE = np.array([[t, 0.0, np.interp(t, [3.5, 4.5, 5.8, 6.8], [4.8, 4.6, 4.4, 4.2])]
-                          for t in np.arange(3.6, 6.81, 0.4)], "f4")
-GIANT_BRANCH = np.array([[t, -0.2, np.interp(t, [3.7, 4.2, 4.8, 5.1], [0.7, 1.7, 2.6, 3.4])]
-                         for t in np.arange(3.7, 5.11, 0.2)], "f4")
+MAIN_SEQUENCE = np.array(
+    [
+        [t, 0.0, np.interp(t, [3.5, 4.5, 5.8, 6.8], [4.8, 4.6, 4.4, 4.2])]
+        for t in np.arange(3.6, 6.81, 0.4)
+    ],
+    "f4",
+)
+GIANT_BRANCH = np.array(
+    [
+        [t, -0.2, np.interp(t, [3.7, 4.2, 4.8, 5.1], [0.7, 1.7, 2.6, 3.4])]
+        for t in np.arange(3.7, 5.11, 0.2)
+    ],
+    "f4",
+)
 
 
 def draw_figures(folder, trainer, columns, table, rows):
@@ -382,39 +449,58 @@ def draw_figures(folder, trainer, columns, table, rows):
     wavelengths = model.sample_wavelengths.numpy()
     for kind in ("likelihood", "posterior", "direct"):
         stages = [s["name"] for s in trainer.recipe["stages"] if s["kind"] == kind]
-        losses = np.array([h.get(f"{kind}_loss", np.nan) for h in trainer.history
-                           if h["stage"] in stages])
+        losses = np.array(
+            [h.get(f"{kind}_loss", np.nan) for h in trainer.history if h["stage"] in stages]
+        )
         if len(losses):
-            figures.loss_history(folder / f"loss_{kind}.png", np.arange(len(losses)),
-                                 {f"{kind} loss": losses}, xlabel=f"epoch of {', '.join(stages)}")
+            figures.loss_history(
+                folder / f"loss_{kind}.png",
+                np.arange(len(losses)),
+                {f"{kind} loss": losses},
+                xlabel=f"epoch of {', '.join(stages)}",
+            )
     xi = np.linspace(-2, 2, 5)
     curve = np.log(model.ext_curve(xi.astype("f4"))[0].numpy())
     figures.extinction_curve(folder / "extinction_curve.png", wavelengths, xi, curve)
-    tracks = {name: (theta, model.ln_flux(model.standardise(theta)).numpy()) for name, theta in
-              (("Main sequence", MAIN_SEQUENCE), ("Giant branch", GIANT_BRANCH))}
+    tracks = {
+        name: (theta, model.ln_flux(model.standardise(theta)).numpy())
+        for name, theta in (("Main sequence", MAIN_SEQUENCE), ("Giant branch", GIANT_BRANCH))
+    }
     figures.model_spectra(folder / "model_spectra.png", wavelengths, tracks)
     est, err = columns["stellar_params_est"], columns["stellar_params_err"]
     good = np.isfinite(est).all(1)
     seen = ln_flux_data(table["flux"][rows][good], table["flux_err"][rows][good])
     fitted = predicted_ln_flux(model, columns["model_params_est"][good])
     left = np.where(seen.used > 0, seen.value - fitted, np.nan)
-    figures.residuals_by_wavelength(folder / "residuals.png", wavelengths, np.expm1(left),
-                                    left / seen.rel_err)
+    figures.residuals_by_wavelength(
+        folder / "residuals.png", wavelengths, np.expm1(left), left / seen.rel_err
+    )
     label, label_err = table["stellar_type"][rows], table["stellar_type_err"][rows]
-    figures.inferred_against_label(folder / "validation.png", label, est[:, :3], label_err,
-                                   err[:, :3], title="Validation stars, never trained on")
+    figures.inferred_against_label(
+        folder / "validation.png",
+        label,
+        est[:, :3],
+        label_err,
+        err[:, :3],
+        title="Validation stars, never trained on",
+    )
     used = ~trainer.calibration
     stars = trainer.stars.take(used)
     figures.inferred_against_label(
-        folder / "stars.png", stars.theta, trainer.fitted_type[used], stars.theta_err,
+        folder / "stars.png",
+        stars.theta,
+        trainer.fitted_type[used],
+        stars.theta_err,
         title="Training stars: fitted with the label as prior, against the label",
-        note=f"{trainer.rejected[used].sum()} of {len(stars)} rejected")
+        note=f"{trainer.rejected[used].sum()} of {len(stars)} rejected",
+    )
     right = is_right(columns, label, label_err)
     names = ("Teff", "[Fe/H]", "log g")
-    figures.reliability(folder / "confidence.png",
-                        {name: columns[c][good] for name, c in zip(names, CONFIDENCES,
-                                                                   strict=True)},
-                        {name: right[good, k] for k, name in enumerate(names)})
+    figures.reliability(
+        folder / "confidence.png",
+        {name: columns[c][good] for name, c in zip(names, CONFIDENCES, strict=True)},
+        {name: right[good, k] for k, name in enumerate(names)},
+    )
 
 
 def finish(trainer, args, ids, table, calibration, held_out, made_by, log):
@@ -423,31 +509,45 @@ def finish(trainer, args, ids, table, calibration, held_out, made_by, log):
     from fitting.star_solver import StarSolver
     from model import export
 
-    solver = StarSolver(trainer.model)     # one for all: compiling it takes seconds
+    solver = StarSolver(trainer.model)  # one for all: compiling it takes seconds
     trained = trained_model(trainer, solver, table, calibration)
     export(trained.stellar.flux, args.output / "saved_model")
     columns = infer_stars(trained, solver, table, held_out)
     labels = {name: table[name][held_out] for name in LABELS}
-    scores, alone = (accuracy(columns[f"{kind}_params_est"], columns[f"{kind}_params_err"],
-                              *labels.values()) for kind in ("stellar", "model"))
-    write_arrays(args.output / "validation.h5",
-                 columns | labels | {"gdr3_source_id": ids[held_out]}, made_by)
+    scores, alone = (
+        accuracy(columns[f"{kind}_params_est"], columns[f"{kind}_params_err"], *labels.values())
+        for kind in ("stellar", "model")
+    )
+    write_arrays(
+        args.output / "validation.h5", columns | labels | {"gdr3_source_id": ids[held_out]}, made_by
+    )
     write_text(args.output / "validation_ids.txt", "".join(f"{i}\n" for i in ids[held_out]))
     scores_text = json.dumps(scores | {"forward model alone": alone}, indent=1)
     write_text(args.output / "validation.json", scores_text + "\n")
     write_text(args.output / "history.json", json.dumps(trainer.history, indent=1) + "\n")
     draw_figures(args.output, trainer, columns, table, held_out)
     # The model comes last: where it is, all the rest is.
-    write_arrays(args.output / "model.h5", trained.to_arrays(), made_by,
-                 recipe=json.dumps(trainer.recipe))
+    write_arrays(
+        args.output / "model.h5", trained.to_arrays(), made_by, recipe=json.dumps(trainer.recipe)
+    )
     for factors, stars in zip(trained.error_factors, ("with", "without"), strict=True):
-        log.info("error factors of stars %s a parallax: Teff %.2f, [Fe/H] %.2f, log g %.2f, E %.2f",
-                 stars, *factors[:4], extra={"summary": True})
+        log.info(
+            "error factors of stars %s a parallax: Teff %.2f, [Fe/H] %.2f, log g %.2f, E %.2f",
+            stars,
+            *factors[:4],
+            extra={"summary": True},
+        )
     if trained.pool_weights[1]:
-        log.info("pool: weights %.2f of the forward model, %.2f of the direct estimate",
-                 *trained.pool_weights, extra={"summary": True})
-        log.info("validation stars, the forward model alone:\n%s", format_accuracy(alone),
-                 extra={"summary": True})
+        log.info(
+            "pool: weights %.2f of the forward model, %.2f of the direct estimate",
+            *trained.pool_weights,
+            extra={"summary": True},
+        )
+        log.info(
+            "validation stars, the forward model alone:\n%s",
+            format_accuracy(alone),
+            extra={"summary": True},
+        )
     log.info("validation stars:\n%s", format_accuracy(scores), extra={"summary": True})
 
 
@@ -463,8 +563,10 @@ def stage_warnings(entries):
     if "skipped" in last:
         yield f"skipped: only {last['stars']} stars are left to train on"
     if last.get("rejected", 0) > MOST_REJECTED * last["stars"]:
-        yield (f"{last['rejected']} of {last['stars']} stars were rejected: the model does not fit "
-               "them yet; give the stages before it more steps")
+        yield (
+            f"{last['rejected']} of {last['stars']} stars were rejected: the model does not fit "
+            "them yet; give the stages before it more steps"
+        )
 
 
 def train(trainer, checkpoint, settings, made_by, log):
@@ -477,12 +579,20 @@ def train(trainer, checkpoint, settings, made_by, log):
             ended = trainer.run_epoch()
             log.info("%s", trainer.history[-1])
             if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                write_arrays(checkpoint, trainer.state(), made_by, settings=settings,
-                             stage=trainer.stage, epoch=trainer.epoch,
-                             history=json.dumps(trainer.history))
+                write_arrays(
+                    checkpoint,
+                    trainer.state(),
+                    made_by,
+                    settings=settings,
+                    stage=trainer.stage,
+                    epoch=trainer.epoch,
+                    history=json.dumps(trainer.history),
+                )
                 saved = time.monotonic()
-        summary = {k: float(f"{v:.4g}") if isinstance(v, float) else v
-                   for k, v in trainer.history[-1].items()}
+        summary = {
+            k: float(f"{v:.4g}") if isinstance(v, float) else v
+            for k, v in trainer.history[-1].items()
+        }
         log.info("stage %s done: %s", stages[stage]["name"], summary, extra={"summary": True})
         for sentence in stage_warnings(trainer.history[first:]):
             log.warning("stage %s: %s", stages[stage]["name"], sentence)
@@ -500,18 +610,24 @@ def former_state(args, settings):
     if found is None:
         return None
     if not args.resume:
-        raise UsageError(f"{found}: a training was begun here; give --resume to go on with it, "
-                         "--overwrite to train anew, or another -o")
+        raise UsageError(
+            f"{found}: a training was begun here; give --resume to go on with it, "
+            "--overwrite to train anew, or another -o"
+        )
     if found is model:
-        raise UsageError(f"{model}: trained, but its checkpoint.h5 is gone, so there is nothing to "
-                         "go on from; give --overwrite to train anew, or another -o")
+        raise UsageError(
+            f"{model}: trained, but its checkpoint.h5 is gone, so there is nothing to "
+            "go on from; give --overwrite to train anew, or another -o"
+        )
     try:
         arrays, attrs = read_arrays(checkpoint)
     except ShardError as error:
         raise UsageError(f"{error}: give --overwrite to train anew") from error
     if attrs.get("settings") != settings:
-        raise UsageError(f"{checkpoint}: made with another recipe or other training data; give the "
-                         "same ones, or --overwrite to train anew")
+        raise UsageError(
+            f"{checkpoint}: made with another recipe or other training data; give the "
+            "same ones, or --overwrite to train anew"
+        )
     return arrays, attrs
 
 
@@ -527,14 +643,20 @@ def start_trainer(table, training, calibration, wavelengths, recipe, former):
     from fitting.training import Trainer
 
     rows = np.concatenate([training, calibration])
-    trainer = Trainer(star_data(table, rows, labelled=True), wavelengths, recipe,
-                      np.arange(len(rows)) >= len(training))
+    trainer = Trainer(
+        star_data(table, rows, labelled=True),
+        wavelengths,
+        recipe,
+        np.arange(len(rows)) >= len(training),
+    )
     if former is not None:
         try:
             trainer.restore(*former)
         except (KeyError, ValueError) as error:
-            raise UsageError(f"the checkpoint is of another version of the project ({error}): give "
-                             "--overwrite to train anew, or use that version") from error
+            raise UsageError(
+                f"the checkpoint is of another version of the project ({error}): give "
+                "--overwrite to train anew, or use that version"
+            ) from error
     return trainer
 
 
@@ -545,8 +667,10 @@ def main(argv=None) -> int:
     ids, table, wavelengths = read_training_data(args.input)
     training, calibration, held_out = split_stars(ids, recipe)
     if len(training) < MIN_TRAINING_STARS or not len(held_out):
-        raise UsageError(f"{args.input}: {len(training)} training and {len(held_out)} validation "
-                         f"stars; at least {MIN_TRAINING_STARS} and 1 are needed")
+        raise UsageError(
+            f"{args.input}: {len(training)} training and {len(held_out)} validation "
+            f"stars; at least {MIN_TRAINING_STARS} and 1 are needed"
+        )
     log = setup_logging(SCRIPT, args.log or args.output / "train.log")
     made_by = provenance(SCRIPT, argv, [args.input, args.recipe])
     settings = json.dumps({"recipe": recipe, "training_data": identity(args.input)}, sort_keys=True)
@@ -558,8 +682,14 @@ def main(argv=None) -> int:
 
     set_threads(args.threads)
     trainer = start_trainer(table, training, calibration, wavelengths, recipe, former)
-    log.info("%d training, %d calibration, %d validation stars; at stage %d, epoch %d",
-             len(training), len(calibration), len(held_out), trainer.stage, trainer.epoch)
+    log.info(
+        "%d training, %d calibration, %d validation stars; at stage %d, epoch %d",
+        len(training),
+        len(calibration),
+        len(held_out),
+        trainer.stage,
+        trainer.epoch,
+    )
     train(trainer, args.output / "checkpoint.h5", settings, made_by, log)
     finish(trainer, args, ids, table, calibration, held_out, made_by, log)
     return 0

@@ -55,7 +55,7 @@ from shards import (
 )
 
 SCRIPT = "xp_opt_allsources"
-CHUNK_STARS = 8192       # rows held at a time: 4 MB of fluxes
+CHUNK_STARS = 8192  # rows held at a time: 4 MB of fluxes
 MODEL_FILE = "model.h5"
 
 PHOT_COLUMNS = tuple(
@@ -69,8 +69,13 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_shard_arguments(parser)
-    parser.add_argument("--model", type=Path, required=True, metavar="OUTPUT_FOLDER",
-                        help="the output folder of train.py")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="OUTPUT_FOLDER",
+        help="the output folder of train.py",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
     return parser.parse_args(argv)
 
@@ -84,8 +89,10 @@ def load_model(path):
     try:
         return TrainedModel.from_arrays(arrays)
     except (KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{path}: not a model of train.py ({error}), or of another "
-                         "version of it; train it again (--overwrite)") from error
+        raise ShardError(
+            f"{path}: not a model of train.py ({error}), or of another "
+            "version of it; train it again (--overwrite)"
+        ) from error
 
 
 def check_input(reader, trained):
@@ -101,8 +108,10 @@ def check_input(reader, trained):
     for name in ("flux", "flux_err"):
         shape = reader.read(name, 0, 0).shape[1:]
         if shape != expected.shape:
-            raise ShardError(f"{reader.path}: {name} has rows of shape {shape}, expected "
-                             f"{expected.shape}; make the file again (step 9, --overwrite)")
+            raise ShardError(
+                f"{reader.path}: {name} has rows of shape {shape}, expected "
+                f"{expected.shape}; make the file again (step 9, --overwrite)"
+            )
 
 
 def make_shard(fid, output, *, data_dir, model_file, solver, trained, argv):
@@ -151,8 +160,10 @@ def main(argv=None) -> int:
     fids = select_fids(args, "opt_input")
     model_file = args.model / MODEL_FILE
     if not model_file.is_file():
-        raise UsageError(f"{model_file}: no trained model there; give --model the folder that "
-                         "train.py wrote with -o")
+        raise UsageError(
+            f"{model_file}: no trained model there; give --model the folder that "
+            "train.py wrote with -o"
+        )
     log = setup_logging(SCRIPT, args.log, args)
     from fitting.star_solver import StarSolver
     from model import set_threads  # TensorFlow takes seconds to load: not before it is needed
@@ -167,8 +178,14 @@ def main(argv=None) -> int:
         inputs_of=lambda fid: [shard_path(args.data_dir, "opt_input", fid), model_file],
         output_of=lambda fid: shard_path(args.data_dir, "opt_output", fid),
         process=lambda fid, output, log: make_shard(
-            fid, output, data_dir=args.data_dir, model_file=model_file, solver=solver,
-            trained=trained, argv=argv),
+            fid,
+            output,
+            data_dir=args.data_dir,
+            model_file=model_file,
+            solver=solver,
+            trained=trained,
+            argv=argv,
+        ),
         log=log,
     )
 

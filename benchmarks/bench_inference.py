@@ -28,12 +28,12 @@ import numpy as np
 
 from shards import usage_exit
 
-WARM_UP_STARS = 600        # enough for each function to be compiled
-MISSED = 0.1               # of the objective
-NEAR = 5.0                 # solutions this far above the best are not worth polishing
-POLISH = 5                 # descents
-ELSEWHERE = 0.5            # sigma from the best: nearer, it is the same mode
-CHUNK_STARS = 8192         # as step 10
+WARM_UP_STARS = 600  # enough for each function to be compiled
+MISSED = 0.1  # of the objective
+NEAR = 5.0  # solutions this far above the best are not worth polishing
+POLISH = 5  # descents
+ELSEWHERE = 0.5  # sigma from the best: nearer, it is the same mode
+CHUNK_STARS = 8192  # as step 10
 PERTURBATION = (1.0, 0.5, 1.0, 1.0, 1.0, 0.3)  # of z (3), xi, ln E, ln plx
 RESTART_LN_E = (-4.0, 0.5)
 
@@ -42,8 +42,9 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     common.add_arguments(parser, out=False)
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--stars", type=int, default=20_000,
-                        help="timed, validation stars repeated (%(default)s)")
+    parser.add_argument(
+        "--stars", type=int, default=20_000, help="timed, validation stars repeated (%(default)s)"
+    )
     parser.add_argument("--checked", type=int, default=2000, help="solved again (%(default)s)")
     parser.add_argument("--restarts", type=int, default=24, help="of each (%(default)s)")
     return parser.parse_args(argv)
@@ -75,13 +76,13 @@ def timed(table, solver, trained, repeats):
         watch.seconds = {}
         start = time.process_time()
         for k in range(0, n, CHUNK_STARS):
-            catalogue.infer({name: v[k:k + CHUNK_STARS] for name, v in table.items()}, solver,
-                            trained)
+            catalogue.infer(
+                {name: v[k : k + CHUNK_STARS] for name, v in table.items()}, solver, trained
+            )
         totals.append(time.process_time() - start)
         parts.append(watch.seconds)
     watch.unwrap()
-    return np.median(totals), {name: np.median([part[name] for part in parts])
-                               for name in parts[0]}
+    return np.median(totals), {name: np.median([part[name] for part in parts]) for name in parts[0]}
 
 
 def restarts(solver, u, n, rng):
@@ -133,8 +134,11 @@ def excess(data, solver, u, n_restarts, seed=0):
     here, there = estimates(own, solver.model), estimates(ends, solver.model)
     away = np.abs(here.est[star_of_end] - there.est)[:, :3] / here.err[star_of_end, :3]
     same = away.max(1) < ELSEWHERE
-    best = (lowest(held.phi, star, n), lowest(ends.phi[~same], star_of_end[~same], n),
-            lowest(ends.phi[same], star_of_end[same], n))
+    best = (
+        lowest(held.phi, star, n),
+        lowest(ends.phi[~same], star_of_end[~same], n),
+        lowest(ends.phi[same], star_of_end[same], n),
+    )
     return [own.phi - phi for phi in best]
 
 
@@ -159,16 +163,18 @@ def main(argv=None):
     hidden, _ = timed(without_parallax(repeated(table, n)), solver, trained, args.repeats)
     print(f"  the same stars, parallaxes hidden {n / hidden:8.0f} stars/s")
 
-    rows = np.random.default_rng(0).permutation(len(table["plx"]))[:args.checked]
+    rows = np.random.default_rng(0).permutation(len(table["plx"]))[: args.checked]
     data = StarData(*(table[name][rows] for name in OBSERVED))
     found, _ = solver.solve(data)
     held, elsewhere, same = excess(data, solver, found.u, args.restarts)
     print(f"solutions of {len(rows)} stars against the best of {args.restarts} restarts each")
     for limit in (MISSED, 1.0):
         missed = (held > limit) | (elsewhere > limit)
-        print(f"  objective more than {limit:.1f} above: {missed.mean():6.2%} (with the same noise "
-              f"{np.mean(held > limit):.2%}, in another mode {np.mean(elsewhere > limit):.2%}; by "
-              f"the noise alone {np.mean(same > limit):.2%})")
+        print(
+            f"  objective more than {limit:.1f} above: {missed.mean():6.2%} (with the same noise "
+            f"{np.mean(held > limit):.2%}, in another mode {np.mean(elsewhere > limit):.2%}; by "
+            f"the noise alone {np.mean(same > limit):.2%})"
+        )
     print(f"  not converged:                  {1 - found.converged.mean():6.2%}")
     return 0
 

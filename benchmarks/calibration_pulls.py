@@ -18,10 +18,10 @@ import numpy as np
 
 from shards import usage_exit
 
-G_ZERO_POINT = 25.6874     # Vega; Gaia EDR3 documentation, section 5.4.1
+G_ZERO_POINT = 25.6874  # Vega; Gaia EDR3 documentation, section 5.4.1
 LABELS = ("Teff", "[Fe/H]", "log g")
 UNITS = np.array([1e3, 1.0, 1.0])
-MIN_STARS = 30             # fewer in a group say little
+MIN_STARS = 30  # fewer in a group say little
 # Targets: pull width, fraction beyond 3 sigma, offset in (K, dex, dex); the widths of the groups
 # that have a target of their own, and of all stars.
 ALL_WIDTH, GROUP_WIDTH, BEYOND, OFFSET = (0.93, 1.12), (0.88, 1.2), 0.03, (6.0, 0.01, 0.015)
@@ -60,11 +60,19 @@ def groups(stars):
     g, ext, logg = stars["g"], stars["stellar_ext"], stars["stellar_type"][:, 2]
     giant, teff, feh = logg < GIANT_LOGG, stars["stellar_type"][:, 0], stars["stellar_type"][:, 1]
     return {
-        "all": np.ones(len(g), bool), "giants": giant, "dwarfs": ~giant,
-        "G < 11": g < 11, "G 11-13": (g >= 11) & (g < 13), "G > 13": g >= 13,
-        "E < 0.1": ext < 0.1, "E 0.1-0.5": (ext >= 0.1) & (ext < 0.5), "E > 0.5": ext >= 0.5,
-        "cool dwarfs, < 4.5 kK": ~giant & (teff < 4.5), "[Fe/H] < -1": feh < -1,
-        "log g < 1.5": logg < 1.5, "no flag": (stars["quality_flags"] == 0),
+        "all": np.ones(len(g), bool),
+        "giants": giant,
+        "dwarfs": ~giant,
+        "G < 11": g < 11,
+        "G 11-13": (g >= 11) & (g < 13),
+        "G > 13": g >= 13,
+        "E < 0.1": ext < 0.1,
+        "E 0.1-0.5": (ext >= 0.1) & (ext < 0.5),
+        "E > 0.5": ext >= 0.5,
+        "cool dwarfs, < 4.5 kK": ~giant & (teff < 4.5),
+        "[Fe/H] < -1": feh < -1,
+        "log g < 1.5": logg < 1.5,
+        "no flag": (stars["quality_flags"] == 0),
     }
 
 
@@ -78,10 +86,13 @@ def scores(stars, rows, kind="stellar"):
     rows = rows & np.isfinite(est).all(1) & np.isfinite(err).all(1)
     off = (est - label)[rows].astype("f8")
     pull = off / np.hypot(err, label_err)[rows]
-    return {"n": int(rows.sum()), "offset": np.median(off, 0),
-            "scatter": np.array([robust_width(x) for x in off.T]),
-            "pull_width": np.array([robust_width(x) for x in pull.T]),
-            "frac_gt3": np.mean(np.abs(pull) > 3, 0)}
+    return {
+        "n": int(rows.sum()),
+        "offset": np.median(off, 0),
+        "scatter": np.array([robust_width(x) for x in off.T]),
+        "pull_width": np.array([robust_width(x) for x in pull.T]),
+        "frac_gt3": np.mean(np.abs(pull) > 3, 0),
+    }
 
 
 def misses(name, one):
@@ -104,9 +115,11 @@ def print_table(table):
         for k, label in enumerate(LABELS):
             digits = 1 if k == 0 else 3
             missed = misses(name, one)[k]
-            print(f"{name:22s} {one['n']:5d}  {label:8s} {one['offset'][k] * UNITS[k]:8.{digits}f} "
-                  f"{one['scatter'][k] * UNITS[k]:8.{digits}f} {one['pull_width'][k]:11.2f} "
-                  f"{one['frac_gt3'][k]:9.1%}{'  outside: ' + missed if missed else ''}")
+            print(
+                f"{name:22s} {one['n']:5d}  {label:8s} {one['offset'][k] * UNITS[k]:8.{digits}f} "
+                f"{one['scatter'][k] * UNITS[k]:8.{digits}f} {one['pull_width'][k]:11.2f} "
+                f"{one['frac_gt3'][k]:9.1%}{'  outside: ' + missed if missed else ''}"
+            )
 
 
 def draw(folder, stars, table, suffix):
@@ -120,7 +133,8 @@ def draw(folder, stars, table, suffix):
     figures.reliability(
         folder / f"reliability_{suffix}.png",
         {label: stars[c][good] for label, c in zip(LABELS, CONFIDENCES, strict=True)},
-        {label: right[good, k] for k, label in enumerate(LABELS)})
+        {label: right[good, k] for k, label in enumerate(LABELS)},
+    )
 
 
 @usage_exit
@@ -132,14 +146,21 @@ def main(argv=None):
     print(f"{len(known['g'])} validation stars (spectro-photometric parallaxes, not Gaia's)")
     for words, with_parallax in (("20% parallax", True), ("parallax hidden", False)):
         stars = inferred(known, trained, solver, with_parallax)
-        tables = {kind: {name: scores(stars, rows, kind) for name, rows in groups(stars).items()
-                         if rows.sum() >= MIN_STARS} for kind in ("stellar", "model")}
+        tables = {
+            kind: {
+                name: scores(stars, rows, kind)
+                for name, rows in groups(stars).items()
+                if rows.sum() >= MIN_STARS
+            }
+            for kind in ("stellar", "model")
+        }
         for kind, title in (("stellar", "catalogue"), ("model", "forward model alone")):
             print(f"\n{words}: {title}")
             print_table(tables[kind])
             result[f"{words}, {title}"] = {
                 name: {key: value.tolist() if key != "n" else value for key, value in one.items()}
-                for name, one in tables[kind].items()}
+                for name, one in tables[kind].items()
+            }
         draw(args.out, stars, tables["stellar"], words.replace(" ", "_").replace("%", ""))
     common.write_json(args.out / "pulls.json", result)
     return 0

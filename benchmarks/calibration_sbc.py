@@ -28,7 +28,7 @@ LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.68, 0.8, 0.9, 0.95, 0.99)
 TARGET = {0.68: (0.66, 0.70), 0.95: (0.94, 0.96)}
 PARAMETERS = ("Teff", "[Fe/H]", "log g", "E")
 LOW_EXT = 0.1
-PROPOSAL_SIZES = (0.5, 0.9, 1.4)   # of the curvature's sigma
+PROPOSAL_SIZES = (0.5, 0.9, 1.4)  # of the curvature's sigma
 THIN = 10
 
 
@@ -36,8 +36,9 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     common.add_arguments(parser)
     parser.add_argument("--stars", type=int, default=16000, help="of each kind (%(default)s)")
-    parser.add_argument("--sampled", type=int, default=512,
-                        help="stars whose posterior is sampled (%(default)s)")
+    parser.add_argument(
+        "--sampled", type=int, default=512, help="stars whose posterior is sampled (%(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=6000, help="of a chain (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
@@ -74,11 +75,11 @@ def sampled_ranks(data, solver, solution, truth, n_steps, rng):
         # new.u has the best ln parallax: far from it, float32 would cancel in chi^2.
         u[accept], phi[accept] = new.u[accept], new.phi[accept]
         if step >= n_steps // 10 and step % THIN == 0:
-            samples.append(physical(u, solver.model.flux)[:, :len(PARAMETERS)])
-    samples = np.array(samples)                                            # (steps, N, 4)
+            samples.append(physical(u, solver.model.flux)[:, : len(PARAMETERS)])
+    samples = np.array(samples)  # (steps, N, 4)
     ranks = (samples < truth).mean(0)
     ranks[~good] = np.nan
-    from_best = samples - physical(solution.u, solver.model.flux)[:, :len(PARAMETERS)]
+    from_best = samples - physical(solution.u, solver.model.flux)[:, : len(PARAMETERS)]
     return ranks, samples.std(0), np.sqrt((from_best**2).mean(0))
 
 
@@ -102,9 +103,13 @@ def summary(ranks, columns):
     grow for 68% and 95% to be inside. Groups are by estimate: by truth, ranks are not uniform."""
     from fitting.catalogue import GIANT_LOGG
 
-    est = columns["model_params_est"][:len(ranks)]
-    groups = {"all": np.ones(len(est), bool), "giants": est[:, 2] < GIANT_LOGG,
-              "dwarfs": est[:, 2] >= GIANT_LOGG, f"E < {LOW_EXT}": est[:, 3] < LOW_EXT}
+    est = columns["model_params_est"][: len(ranks)]
+    groups = {
+        "all": np.ones(len(est), bool),
+        "giants": est[:, 2] < GIANT_LOGG,
+        "dwarfs": est[:, 2] >= GIANT_LOGG,
+        f"E < {LOW_EXT}": est[:, 3] < LOW_EXT,
+    }
     out = {}
     for group, rows in groups.items():
         chosen = ranks[rows & np.isfinite(ranks).all(1)]
@@ -114,10 +119,15 @@ def summary(ranks, columns):
         pull = np.abs(ndtri(np.clip(chosen, 1e-6, 1 - 1e-6)))
         factor = [np.quantile(pull, level, 0) / ndtri(0.5 + 0.5 * level) for level in TARGET]
         out[group] = {"n": len(chosen)} | {
-            name: {"inside 68%": inside[0, k], "inside 95%": inside[1, k],
-                   "mean rank": chosen[:, k].mean(),
-                   "factor 68%": factor[0][k], "factor 95%": factor[1][k]}
-            for k, name in enumerate(PARAMETERS)}
+            name: {
+                "inside 68%": inside[0, k],
+                "inside 95%": inside[1, k],
+                "mean rank": chosen[:, k].mean(),
+                "factor 68%": factor[0][k],
+                "factor 95%": factor[1][k],
+            }
+            for k, name in enumerate(PARAMETERS)
+        }
     return out
 
 
@@ -128,9 +138,12 @@ def print_summary(title, scores):
         for name in PARAMETERS:
             one = values[name]
             good = all(a <= one[f"inside {level:.0%}"] <= b for level, (a, b) in TARGET.items())
-            print(f"{group:12s} {values['n']:5d}  {name:9s} {one['inside 68%']:11.1%} "
-                  f"{one['inside 95%']:11.1%} {one['mean rank']:10.3f} {one['factor 68%']:7.2f} "
-                  f"{one['factor 95%']:5.2f}{'' if good else '  outside the target'}", flush=True)
+            print(
+                f"{group:12s} {values['n']:5d}  {name:9s} {one['inside 68%']:11.1%} "
+                f"{one['inside 95%']:11.1%} {one['mean rank']:10.3f} {one['factor 68%']:7.2f} "
+                f"{one['factor 95%']:5.2f}{'' if good else '  outside the target'}",
+                flush=True,
+            )
 
 
 def run(kind, with_parallax, args, solver, trained, hosts):
@@ -143,27 +156,34 @@ def run(kind, with_parallax, args, solver, trained, hosts):
 
     rng = np.random.default_rng([args.seed, with_parallax])
     table, u = simulate(solver.model, hosts, args.stars, with_parallax, rng)
-    truth = physical(u, solver.model.flux)[:, :len(PARAMETERS)]
+    truth = physical(u, solver.model.flux)[:, : len(PARAMETERS)]
     columns = infer(table, solver, trained)
     ranks = gaussian_ranks(columns, truth)
     alone = summary(ranks, columns)
     scores = {"forward model alone": alone}
     print_summary(f"{kind}: the forward model's estimates and errors", alone)
-    figures.coverage(args.out / f"sbc_{kind.replace(' ', '_').replace('%', '')}.png",
-                     ranks[:, :3], np.array(LEVELS), covered(ranks, LEVELS)[:, :3],
-                     title=f"Simulated stars, {kind}")
+    figures.coverage(
+        args.out / f"sbc_{kind.replace(' ', '_').replace('%', '')}.png",
+        ranks[:, :3],
+        np.array(LEVELS),
+        covered(ranks, LEVELS)[:, :3],
+        title=f"Simulated stars, {kind}",
+    )
 
     data = StarData(*table.values()).take(slice(0, args.sampled))
     best, _ = solver.solve(data)
-    few, *widths = sampled_ranks(data, solver, best, truth[:args.sampled], args.steps, rng)
+    few, *widths = sampled_ranks(data, solver, best, truth[: args.sampled], args.steps, rng)
     scores["sampled"] = summary(few, columns)
     print_summary(f"{kind}: the posterior sampled, {args.steps} steps", scores["sampled"])
-    for name, width in zip(("width of the samples", "their distance from the maximum"), widths,
-                           strict=True):
-        ratio = np.nanmedian(width / columns["model_params_err"][:len(few), :4], 0)
+    for name, width in zip(
+        ("width of the samples", "their distance from the maximum"), widths, strict=True
+    ):
+        ratio = np.nanmedian(width / columns["model_params_err"][: len(few), :4], 0)
         scores[f"{name} over error"] = dict(zip(PARAMETERS, ratio.tolist(), strict=True))
-        print(f"{name} over the catalogue's error, median: "
-              + ", ".join(f"{p} {x:.2f}" for p, x in zip(PARAMETERS, ratio, strict=True)))
+        print(
+            f"{name} over the catalogue's error, median: "
+            + ", ".join(f"{p} {x:.2f}" for p, x in zip(PARAMETERS, ratio, strict=True))
+        )
     return scores
 
 
@@ -173,8 +193,10 @@ def main(argv=None):
     common.check_inputs(args)
     trained, solver = common.load_solver(args)
     hosts = common.validation_stars(args, ("flux", "flux_err"))
-    scores = {kind: run(kind, with_parallax, args, solver, trained, hosts)
-              for kind, with_parallax in (("20% parallax", True), ("no parallax", False))}
+    scores = {
+        kind: run(kind, with_parallax, args, solver, trained, hosts)
+        for kind, with_parallax in (("20% parallax", True), ("no parallax", False))
+    }
     common.write_json(args.out / "sbc.json", scores)
     return 0
 

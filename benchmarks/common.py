@@ -24,21 +24,36 @@ DEFAULT_OUT = ROOT / "benchmarks/out"
 
 def add_arguments(parser, out=True):
     """--model, --training-data and --out."""
-    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="FOLDER",
-                        help="output folder of train.py (default: demo/run/model)")
-    parser.add_argument("--training-data", type=Path, default=DEFAULT_TRAINING_DATA,
-                        metavar="FILE", help="what it was trained on (default: "
-                        "demo/run/training_data.h5)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=DEFAULT_MODEL,
+        metavar="FOLDER",
+        help="output folder of train.py (default: demo/run/model)",
+    )
+    parser.add_argument(
+        "--training-data",
+        type=Path,
+        default=DEFAULT_TRAINING_DATA,
+        metavar="FILE",
+        help="what it was trained on (default: demo/run/training_data.h5)",
+    )
     if out:
-        parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER",
-                            help="for figures and JSON (default: benchmarks/out)")
+        parser.add_argument(
+            "--out",
+            type=Path,
+            default=DEFAULT_OUT,
+            metavar="FOLDER",
+            help="for figures and JSON (default: benchmarks/out)",
+        )
 
 
 def require(path):
     """UsageError where a file of `make demo` is absent."""
     if not path.exists():
-        raise UsageError(f"{path}: absent; run `make demo` first, or give --model FOLDER "
-                         "--training-data FILE")
+        raise UsageError(
+            f"{path}: absent; run `make demo` first, or give --model FOLDER --training-data FILE"
+        )
 
 
 def check_inputs(args):
@@ -71,8 +86,10 @@ def validation_rows(args, ids):
 def require_all(rows, args):
     """UsageError where some validation stars have no row (-1) in the training data."""
     if (rows < 0).any():
-        raise UsageError(f"{args.training_data}: {np.sum(rows < 0)} validation stars of "
-                         f"{args.model} are not in it: give the file that it was trained on")
+        raise UsageError(
+            f"{args.training_data}: {np.sum(rows < 0)} validation stars of "
+            f"{args.model} are not in it: give the file that it was trained on"
+        )
 
 
 def read_table(path, names, rows):

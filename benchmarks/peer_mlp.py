@@ -28,10 +28,10 @@ from shards import usage_exit
 HIDDEN = (128, 128, 64)
 BATCH = 256
 FIRST_RATE, LAST_RATE = 2e-3, 2e-5
-NETWORKS = 4               # whose mean is the peer
-PENALTY = 3e-2             # L2
-N_RATES = 25               # steps in which the learning rate falls
-KS = 63                    # its place among the 66 fluxes
+NETWORKS = 4  # whose mean is the peer
+PENALTY = 3e-2  # L2
+N_RATES = 25  # steps in which the learning rate falls
+KS = 63  # its place among the 66 fluxes
 LABELS = ("Teff", "[Fe/H]", "log g")
 UNITS = np.array([1e3, 1.0, 1.0])
 
@@ -61,7 +61,7 @@ def inputs(table, with_parallax):
 
     observed = ln_flux_data(table["flux"], table["flux_err"])
     bright = observed.features[:, :1]
-    columns = [np.where(observed.used > 0, observed.value - bright, 0.0)[:, :KS + 1]]
+    columns = [np.where(observed.used > 0, observed.value - bright, 0.0)[:, : KS + 1]]
     if with_parallax:
         plx = np.maximum(table["plx"], 0.01 * table["plx_err"])
         columns.append((observed.value[:, KS] - 2 * np.log(plx))[:, None])
@@ -75,15 +75,23 @@ def train_network(x, y, epochs, seed):
     from sklearn.neural_network import MLPRegressor
 
     stages = min(N_RATES, epochs)
-    network = MLPRegressor(hidden_layer_sizes=HIDDEN, batch_size=min(BATCH, len(x)),
-                           alpha=PENALTY, warm_start=True, random_state=seed,
-                           n_iter_no_change=10**6, tol=0.0)
+    network = MLPRegressor(
+        hidden_layer_sizes=HIDDEN,
+        batch_size=min(BATCH, len(x)),
+        alpha=PENALTY,
+        warm_start=True,
+        random_state=seed,
+        n_iter_no_change=10**6,
+        tol=0.0,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for k in range(stages):
             fall = 0.5 * (1 + np.cos(np.pi * k / max(stages - 1, 1)))
-            network.set_params(learning_rate_init=LAST_RATE + (FIRST_RATE - LAST_RATE) * fall,
-                               max_iter=epochs * (k + 1) // stages - epochs * k // stages)
+            network.set_params(
+                learning_rate_init=LAST_RATE + (FIRST_RATE - LAST_RATE) * fall,
+                max_iter=epochs * (k + 1) // stages - epochs * k // stages,
+            )
             network.fit(x, y)
     return network
 
@@ -92,10 +100,13 @@ def train_peer(x, label, epochs, seed):
     """A function (N, p) -> labels (N, 3), trained on x and label."""
     mean, scale = x.mean(0), x.std(0) + 1e-6
     centre, width = label.mean(0), label.std(0)
-    networks = [train_network((x - mean) / scale, (label - centre) / width, epochs, seed + k)
-                for k in range(NETWORKS)]
-    return lambda new: width * np.mean([network.predict((new - mean) / scale)
-                                        for network in networks], 0) + centre
+    networks = [
+        train_network((x - mean) / scale, (label - centre) / width, epochs, seed + k)
+        for k in range(NETWORKS)
+    ]
+    return lambda new: (
+        width * np.mean([network.predict((new - mean) / scale) for network in networks], 0) + centre
+    )
 
 
 def own_estimates(args, table, held_out):
@@ -107,8 +118,13 @@ def own_estimates(args, table, held_out):
     trained, solver = common.load_solver(args)
     seen = {name: table[name][held_out] for name in OBSERVED}
     found = [infer(one, solver, trained) for one in (seen, without_parallax(seen))]
-    return [{"catalogue": one["stellar_params_est"][:, :3],
-             "forward model alone": one["model_params_est"][:, :3]} for one in found]
+    return [
+        {
+            "catalogue": one["stellar_params_est"][:, :3],
+            "forward model alone": one["model_params_est"][:, :3],
+        }
+        for one in found
+    ]
 
 
 def score(est, label):
@@ -119,9 +135,14 @@ def score(est, label):
     out = {"finite": int(finite.sum())}
     for group, rows in (("all", finite), ("giants", finite & giant), ("dwarfs", finite & ~giant)):
         off = (est - label)[rows] * UNITS
-        out[group] = {name: {"offset": float(np.median(off[:, k])),
-                             "scatter": robust_width(off[:, k])}
-                      for k, name in enumerate(LABELS)} if rows.any() else {}
+        out[group] = (
+            {
+                name: {"offset": float(np.median(off[:, k])), "scatter": robust_width(off[:, k])}
+                for k, name in enumerate(LABELS)
+            }
+            if rows.any()
+            else {}
+        )
     return out
 
 
@@ -133,8 +154,10 @@ def main(argv=None):
     label = table["stellar_type"].astype("f8")
     own = own_estimates(args, table, held_out)
     result = {"training_stars": len(training), "validation_stars": len(held_out), "scores": {}}
-    print(f"{len(training)} training, {len(held_out)} validation stars; robust scatter\n"
-          f"{'':32s}Teff (K)  [Fe/H]   log g  |  giants: K, dex, dex    |  dwarfs")
+    print(
+        f"{len(training)} training, {len(held_out)} validation stars; robust scatter\n"
+        f"{'':32s}Teff (K)  [Fe/H]   log g  |  giants: K, dex, dex    |  dwarfs"
+    )
     for k, with_parallax in enumerate((True, False)):
         words = "20% parallax" if with_parallax else "no parallax"
         x, start = inputs(table, with_parallax), time.process_time()
@@ -143,9 +166,12 @@ def main(argv=None):
         for name, est in (own[k] | {"MLP peer": peer(x[held_out])}).items():
             one = score(est, label[held_out])
             result["scores"][f"{name}, {words}"] = one
-            cells = "  | ".join("{:7.1f} {:7.3f} {:7.3f}".format(
-                *(one[g][n]["scatter"] for n in LABELS)) if one[g] else "-" for g in
-                ("all", "giants", "dwarfs"))
+            cells = "  | ".join(
+                "{:7.1f} {:7.3f} {:7.3f}".format(*(one[g][n]["scatter"] for n in LABELS))
+                if one[g]
+                else "-"
+                for g in ("all", "giants", "dwarfs")
+            )
             print(f"{name + ', ' + words:33s}{cells}", flush=True)
     common.write_json(args.out / "peer.json", result)
     return 0

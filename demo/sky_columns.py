@@ -172,9 +172,7 @@ def unwise_columns(star, seed):
             np.char.add(b"demo", source_id.astype("S19")), "synthetic", "not an unWISE object"
         ),
         "flux": Column((exact * noise).astype("f4"), "synthetic", text, "Vega nanomaggies"),
-        "dflux": Column(
-            (exact * UNWISE_ERROR).astype("f4"), "synthetic", text, "Vega nanomaggies"
-        ),
+        "dflux": Column((exact * UNWISE_ERROR).astype("f4"), "synthetic", text, "Vega nanomaggies"),
         "qf": Column(np.full(pair, 1.0, "f4"), "synthetic", "neutral value"),
         "rchi2": Column(np.full(pair, 1.0, "f4"), "synthetic", "neutral value"),
         "fracflux": Column(np.full(pair, 1.0, "f4"), "synthetic", "neutral value"),

@@ -75,9 +75,7 @@ def _layout() -> tuple[np.dtype, bytes, fits.Header]:
     table = fits.BinTableHDU.from_columns([fits.Column(key, formats[key]) for key in formats])
     kinds = {"D": ">f8", "E": ">f4", "J": ">i4", "I": ">i2"}
     row = [(key, kinds[kind[1]], (2,)) for key, kind in PAIR_FORMATS.items()]
-    row += [
-        (key, kinds.get(kind) or f"S{kind[:-1]}") for key, kind in SCALAR_FORMATS.items()
-    ]
+    row += [(key, kinds.get(kind) or f"S{kind[:-1]}") for key, kind in SCALAR_FORMATS.items()]
     primary = fits.PrimaryHDU()
     primary.header["EXTEND"] = True
     primary.header["COMMENT"] = "SYNTHETIC: made for tests and the demo, not observed by WISE"

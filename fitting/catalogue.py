@@ -18,28 +18,28 @@ from model import LABEL_NAMES, N_LABELS, StellarModel, used_fluxes
 # --------------------------------------------------------------------------- flags, confidence
 
 
-MIN_XP_FLUXES = 20       # fewer say too little to solve for six parameters
-CHI2_PER_XP_FLUX = 2.0   # flag limits, as in the catalogue of Zhang, Green & Rix (2023)
+MIN_XP_FLUXES = 20  # fewer say too little to solve for six parameters
+CHI2_PER_XP_FLUX = 2.0  # flag limits, as in the catalogue of Zhang, Green & Rix (2023)
 PARALLAX_SIGMAS = 10.0
 CONFIDENCE_LIMIT = 0.5
 # An estimate is right when within 3 reported sigma (label errors included) and these tolerances.
 CONFIDENCE_SIGMAS = 3.0
-CONFIDENCE_TOLERANCE = (0.25, 0.3, 0.4)     # kK, dex, dex
-NO_SECOND_MODE = -20.0   # ln posterior of a second mode that was not found
+CONFIDENCE_TOLERANCE = (0.25, 0.3, 0.4)  # kK, dex, dex
+NO_SECOND_MODE = -20.0  # ln posterior of a second mode that was not found
 
 
 class QualityFlag(IntFlag):
     """Bits of `quality_flags`. Bits 0-5 mean what they mean in the published catalogue."""
 
-    TEFF_CONFIDENCE = 1    # confidence in Teff below 0.5
-    FEH_CONFIDENCE = 2     # confidence in [Fe/H] below 0.5
-    LOGG_CONFIDENCE = 4    # confidence in log g below 0.5
-    CHI2 = 8               # chi^2 / 61 above 2 (of the XP fluxes used, for a star with fewer)
-    LN_PRIOR = 16          # the prior there is lower than at all but 0.1% of the training stars
-    PARALLAX = 32          # more than 10 sigma from the observed parallax
+    TEFF_CONFIDENCE = 1  # confidence in Teff below 0.5
+    FEH_CONFIDENCE = 2  # confidence in [Fe/H] below 0.5
+    LOGG_CONFIDENCE = 4  # confidence in log g below 0.5
+    CHI2 = 8  # chi^2 / 61 above 2 (of the XP fluxes used, for a star with fewer)
+    LN_PRIOR = 16  # the prior there is lower than at all but 0.1% of the training stars
+    PARALLAX = 32  # more than 10 sigma from the observed parallax
     NOT_CONVERGED = 64
-    BAD_INPUT = 128        # no usable spectrum, or no proper covariance: parameters are NaN
-    OUT_OF_RANGE = 256     # outside the training stars in type, dust, brightness or error level
+    BAD_INPUT = 128  # no usable spectrum, or no proper covariance: parameters are NaN
+    OUT_OF_RANGE = 256  # outside the training stars in type, dust, brightness or error level
 
 
 @dataclass
@@ -63,8 +63,16 @@ class TrainedModel:
     error_factors: np.ndarray
     pool_weights: np.ndarray
 
-    ARRAYS = ("confidence_mean", "confidence_scale", "confidence_weight", "confidence_offset",
-              "hull", "ranges", "error_factors", "pool_weights")
+    ARRAYS = (
+        "confidence_mean",
+        "confidence_scale",
+        "confidence_weight",
+        "confidence_offset",
+        "hull",
+        "ranges",
+        "error_factors",
+        "pool_weights",
+    )
 
     def to_arrays(self):
         """All that defines it, as {name: array}."""
@@ -100,34 +108,56 @@ def confidence_features(columns, features, has_parallax):
     second = columns["second_delta_ln_post"]
     model_est, model_err = columns["model_params_est"], columns["model_params_err"]
     apart = np.abs(est - model_est)[:, :N_LABELS] / model_err[:, :N_LABELS]
-    linear = np.column_stack([
-        est[:, :3],
-        np.log(est[:, 3] + 0.05),
-        est[:, 5],
-        np.log(err[:, :4] + 1e-4),
-        np.log(columns["chi2_opt"] / np.maximum(columns["n_flux"], 1) + 0.1),
-        np.maximum(columns["ln_prior"], -20.0),
-        np.where(np.isfinite(second), np.maximum(second, NO_SECOND_MODE), NO_SECOND_MODE),
-        features,
-        has_parallax,
-        columns["n_flux"],
-        np.log(apart.max(1) + 0.1),
-    ]).astype("f8")
+    linear = np.column_stack(
+        [
+            est[:, :3],
+            np.log(est[:, 3] + 0.05),
+            est[:, 5],
+            np.log(err[:, :4] + 1e-4),
+            np.log(columns["chi2_opt"] / np.maximum(columns["n_flux"], 1) + 0.1),
+            np.maximum(columns["ln_prior"], -20.0),
+            np.where(np.isfinite(second), np.maximum(second, NO_SECOND_MODE), NO_SECOND_MODE),
+            features,
+            has_parallax,
+            columns["n_flux"],
+            np.log(apart.max(1) + 0.1),
+        ]
+    ).astype("f8")
     centred = linear - CONFIDENCE_CENTRE
     return np.concatenate([linear, centred * centred], 1)
 
 
 # Typical values, about which the features are squared.
-CONFIDENCE_CENTRE = np.array([5.0, -0.4, 3.0, -1.5, 0.0, -3.0, -2.7, -2.5, -3.0, 0.0, -3.0,
-                              NO_SECOND_MODE, 6.0, -4.0, 0.5, 64.0, -1.0])
+CONFIDENCE_CENTRE = np.array(
+    [
+        5.0,
+        -0.4,
+        3.0,
+        -1.5,
+        0.0,
+        -3.0,
+        -2.7,
+        -2.5,
+        -3.0,
+        0.0,
+        -3.0,
+        NO_SECOND_MODE,
+        6.0,
+        -4.0,
+        0.5,
+        64.0,
+        -1.0,
+    ]
+)
 
 
 def is_right(columns, label, label_err):
     """Whether each of Teff, [Fe/H], log g is right (N, 3) bool, as the confidences have it."""
     est, err = (columns[f"stellar_params_{name}"][:, :N_LABELS] for name in ("est", "err"))
     off = np.abs(est - label)
-    return ((off < CONFIDENCE_SIGMAS * np.hypot(err, label_err))
-            & (off < np.array(CONFIDENCE_TOLERANCE)))
+    return (off < CONFIDENCE_SIGMAS * np.hypot(err, label_err)) & (
+        off < np.array(CONFIDENCE_TOLERANCE)
+    )
 
 
 # ------------------------------------------------------------------------------- the catalogue
@@ -150,8 +180,10 @@ INFERRED = {
     "ln_post": (),
     **dict.fromkeys(CONFIDENCES, ()),
 }
-PARAMETERS = ("Teff (kK), [Fe/H] (dex), log g (dex), E (units of the training set's reddening), "
-              "parallax (mas), xi")
+PARAMETERS = (
+    "Teff (kK), [Fe/H] (dex), log g (dex), E (units of the training set's reddening), "
+    "parallax (mas), xi"
+)
 DESCRIPTIONS = {
     "stellar_params_est": f"{PARAMETERS}: the forward model, pooled with the direct estimate",
     "stellar_params_err": f"{PARAMETERS}: 1 sigma",
@@ -164,8 +196,11 @@ DESCRIPTIONS = {
     "chi2_opt": "chi^2 of the fluxes under the learned noise, at model_params_est",
     "ln_prior": "ln of the prior of stellar types at model_params_est, per kK dex dex",
     "ln_post": "ln posterior at model_params_est, per unit of ln E, up to a constant",
-    **dict.fromkeys(CONFIDENCES, "probability of being within 3 sigma and "
-                    f"{CONFIDENCE_TOLERANCE} (kK, dex, dex) of the truth"),
+    **dict.fromkeys(
+        CONFIDENCES,
+        "probability of being within 3 sigma and "
+        f"{CONFIDENCE_TOLERANCE} (kK, dex, dex) of the truth",
+    ),
 }
 
 
@@ -176,7 +211,7 @@ def infer(table, solver, trained):
     without a usable spectrum, or whose curvature is not positive definite, has NaN and is flagged.
     """
     used = used_fluxes(table["flux"], table["flux_err"])
-    n_xp = used[:, :xp_utils.N_XP].sum(1)
+    n_xp = used[:, : xp_utils.N_XP].sum(1)
     rows = np.flatnonzero(n_xp >= MIN_XP_FLUXES)
     out = {name: np.full((len(used), *shape), np.nan, "f4") for name, shape in INFERRED.items()}
     out["n_flux"] = used.sum(1).astype("i2")
@@ -209,8 +244,9 @@ def solved_columns(data, solver, trained, n_flux):
         "model_params_est": first.est,
         "model_params_err": first.err,
         "second_params_est": other.est,
-        "second_delta_ln_post": np.where(np.isfinite(other.est[:, 0]), best.phi - second.phi,
-                                         np.nan),
+        "second_delta_ln_post": np.where(
+            np.isfinite(other.est[:, 0]), best.phi - second.phi, np.nan
+        ),
         "chi2_opt": best.chi2,
         "ln_prior": solver.model.prior.ln_density(best.u[:, :3]).numpy(),
         "ln_post": -best.phi,
@@ -282,13 +318,17 @@ def accuracy(est, err, label, label_err):
 
 def format_accuracy(scores):
     """The table of `accuracy` as text."""
-    lines = [f"{scores['stars']} stars, {scores['finite']} with finite parameters",
-             "group          n             offset  scatter   pull     >3"]
+    lines = [
+        f"{scores['stars']} stars, {scores['finite']} with finite parameters",
+        "group          n             offset  scatter   pull     >3",
+    ]
     for group in ("all", "giants", "dwarfs"):
         for name in LABEL_NAMES:
             if name in scores[group]:
                 s, unit = scores[group][name], " (K)" if name == "Teff" else ""
-                lines.append(f"{group:8s} {scores[group]['n']:7d}  {name + unit:9s}"
-                             f"{s['offset']:8.3f} {s['scatter']:8.3f} {s['pull_width']:6.2f} "
-                             f"{s['frac_gt3']:6.3f}")
+                lines.append(
+                    f"{group:8s} {scores[group]['n']:7d}  {name + unit:9s}"
+                    f"{s['offset']:8.3f} {s['scatter']:8.3f} {s['pull_width']:6.2f} "
+                    f"{s['frac_gt3']:6.3f}"
+                )
     return "\n".join(lines)

@@ -34,8 +34,9 @@ class Estimates:
 def physical(u, flux_model):
     """Parameters (..., 6) float64, in the order of PARAMETER_NAMES, of coordinates u (..., 6)."""
     out = u.astype("f8")[..., _FROM_U]
-    out[..., :3] = (out[..., :3] * flux_model.theta_scale.numpy().astype("f8")
-                    + flux_model.theta_mean.numpy())
+    out[..., :3] = (
+        out[..., :3] * flux_model.theta_scale.numpy().astype("f8") + flux_model.theta_mean.numpy()
+    )
     out[..., 3:5] = np.exp(out[..., 3:5])
     return out
 
@@ -44,7 +45,7 @@ def estimates(solution, model):
     """`Estimates` from a `Solution`: the covariance is the inverse of its Hessian, carried from u
     to physical units to first order."""
     est = physical(solution.u, model.flux)
-    slope = np.ones_like(est)                                              # d est / d u
+    slope = np.ones_like(est)  # d est / d u
     slope[:, :3], slope[:, 3:5] = model.flux.theta_scale.numpy(), est[:, 3:5]
     icov = solution.hessian.astype("f8")[:, _FROM_U][:, :, _FROM_U]
     icov = icov / (slope[:, :, None] * slope[:, None])
@@ -70,10 +71,10 @@ def inverse_or_nan(matrices):
 # --------------------------------------------------- what the curvature at the maximum cannot tell
 
 
-CURVATURE_ALONE = np.ones((2, N_PAR))   # error factors that leave the curvature's errors alone
-LEAST_LN_EVIDENCE = -10.0    # of a second mode, curvature aside: one below is as none
-COVERAGE = (0.68, 0.95)      # shares of the truths that the errors are to hold
-MOST_OVER = 1.035            # times what the first needs: then 69.7% are inside
+CURVATURE_ALONE = np.ones((2, N_PAR))  # error factors that leave the curvature's errors alone
+LEAST_LN_EVIDENCE = -10.0  # of a second mode, curvature aside: one below is as none
+COVERAGE = (0.68, 0.95)  # shares of the truths that the errors are to hold
+MOST_OVER = 1.035  # times what the first needs: then 69.7% are inside
 
 
 def widened(best, second, useful_parallax, error_factors):
@@ -97,9 +98,12 @@ def _with_second_mode(best, second):
     rows = np.flatnonzero(np.isfinite(first).all((1, 2)) & np.isfinite(other).all((1, 2)))
     rows = rows[best.phi[rows] - second.phi[rows] > LEAST_LN_EVIDENCE]
     first, other = first[rows], other[rows]
-    ln_ratio = best.phi[rows] - second.phi[rows] + 0.5 * (
-        np.linalg.slogdet(other)[1] - np.linalg.slogdet(first)[1])
-    share = expit(ln_ratio)[:, None, None]                                 # of the second mode
+    ln_ratio = (
+        best.phi[rows]
+        - second.phi[rows]
+        + 0.5 * (np.linalg.slogdet(other)[1] - np.linalg.slogdet(first)[1])
+    )
+    share = expit(ln_ratio)[:, None, None]  # of the second mode
     away = (second.u[rows] - best.u[rows]).astype("f8")
     # E and parallax are exponentials of their coordinates: to first order about the best, as
     # `estimates` has them, this is how far away, and how uncertain, they are in the second mode.
@@ -129,8 +133,8 @@ def needed_error_factors(est, err, truth):
 # ------------------------------------------------------------- the direct estimate and the model's
 
 
-MODEL_ALONE = np.array([1.0, 0.0])    # pool weights that leave the forward model's posterior alone
-POOL_NU = 7.0                         # of the labels' errors, when the weights are fitted
+MODEL_ALONE = np.array([1.0, 0.0])  # pool weights that leave the forward model's posterior alone
+POOL_NU = 7.0  # of the labels' errors, when the weights are fitted
 
 
 def pool(solution, z, sigma, weights):
@@ -146,10 +150,13 @@ def pool(solution, z, sigma, weights):
     """
     out = Solution(*(value.copy() for value in vars(solution).values()))
     hessian = solution.hessian.astype("f8")
-    rows = np.flatnonzero(np.isfinite(inverse_or_nan(hessian)).all((1, 2))
-                          & np.isfinite(z).all(1) & np.isfinite(sigma).all(1))
+    rows = np.flatnonzero(
+        np.isfinite(inverse_or_nan(hessian)).all((1, 2))
+        & np.isfinite(z).all(1)
+        & np.isfinite(sigma).all(1)
+    )
     hessian, first = hessian[rows], solution.u[rows].astype("f8")
-    to_rest = np.linalg.solve(hessian[:, 3:, 3:], hessian[:, 3:, :3])      # of the rest with z
+    to_rest = np.linalg.solve(hessian[:, 3:, 3:], hessian[:, 3:, :3])  # of the rest with z
     own = hessian[:, :3, :3] - hessian[:, :3, 3:] @ to_rest
     extra = weights[1] / sigma[rows].astype("f8") ** 2
     pooled = weights[0] * own + extra[:, :, None] * np.eye(3)

@@ -15,8 +15,8 @@ from fitting.star_solver import LN_E, LN_PLX, LOWER, N_PAR, UPPER, XI, Z
 from model import MIN_FLUX_SIGMAS, ln_flux_data
 
 MAX_EXT = 1.5
-PLX_ERROR = 0.2    # of the observed parallax
-BATCH = 500        # noise matrices at a time
+PLX_ERROR = 0.2  # of the observed parallax
+BATCH = 500  # noise matrices at a time
 
 
 def simulate(model, hosts, n, with_parallax, rng):
@@ -40,9 +40,12 @@ def simulate(model, hosts, n, with_parallax, rng):
     y = mean + 2 * u[:, LN_PLX, None]
     y = y + ln_flux_noise(model.noise, u[:, Z], ext, host.rel_err, host.features, rng)
     rel_err = np.minimum(host.rel_err, 1 / MIN_FLUX_SIGMAS)
-    table = {"flux": np.where(host.used > 0, np.exp(y), 0.0),
-             "flux_err": np.where(host.used > 0, rel_err * np.exp(y), np.inf),
-             "plx": np.full(n, np.nan), "plx_err": np.full(n, np.nan)}
+    table = {
+        "flux": np.where(host.used > 0, np.exp(y), 0.0),
+        "flux_err": np.where(host.used > 0, rel_err * np.exp(y), np.inf),
+        "plx": np.full(n, np.nan),
+        "plx_err": np.full(n, np.nan),
+    }
     if with_parallax:
         table["plx"] = np.exp(u[:, LN_PLX]) / parallax_ratio(n, rng)
         table["plx_err"] = PLX_ERROR * table["plx"]
@@ -66,8 +69,9 @@ def ln_flux_noise(noise, z, ext, rel_err, features, rng):
     out = np.empty_like(rel_err)
     for k in range(0, len(z), BATCH):
         rows = slice(k, k + BATCH)
-        whitening, _ = noise.whitening(z[rows], ext[rows], rel_err[rows],
-                                       np.ones_like(rel_err[rows]), features[rows])
+        whitening, _ = noise.whitening(
+            z[rows], ext[rows], rel_err[rows], np.ones_like(rel_err[rows]), features[rows]
+        )
         gauss = rng.normal(size=(len(z[rows]), rel_err.shape[1], 1))
         draws = np.linalg.solve(whitening.numpy().astype("f8"), gauss)[..., 0]
         scale = np.sqrt(nu / rng.chisquare(nu, len(draws)))

@@ -44,33 +44,33 @@ UPPER = np.array([6, 6, 6, 3.5, 2.75, 9.0], "f4")
 STEP_BOX = np.array([1, 1, 1, 1, 1.5, 1], "f4")
 
 START_DAMPING = 1e-4
-DAMPING_FLOOR = 1e-3       # relative damping of a coordinate without curvature
+DAMPING_FLOOR = 1e-3  # relative damping of a coordinate without curvature
 CONVERGED_DECREASE = 1e-3  # of phi, predicted
-FIRST_ITERATIONS = 6       # then the unfinished stars are pooled,
-SECOND_ITERATIONS = 10     # and again, their noise evaluated anew
+FIRST_ITERATIONS = 6  # then the unfinished stars are pooled,
+SECOND_ITERATIONS = 10  # and again, their noise evaluated anew
 POOLED_ITERATIONS = 60
 
 # Start search: templates are drawn from the prior, widened, and compared in ln flux.
 N_TEMPLATES = 512
 TEMPLATE_WIDENING = 1.4
-TEMPLATE_MIN_NM = 442.0    # bluer, the flux of red stars is noise
+TEMPLATE_MIN_NM = 442.0  # bluer, the flux of red stars is noise
 TEMPLATE_N_PCA = 12
 TEMPLATE_LN_FLUX_ERR = 0.04  # distance of a star to the nearest template, per channel
-BESIDE_DIRECT = 1.0          # of z: templates of its family that are nearer to the direct estimate
-                             # are not tried
+BESIDE_DIRECT = 1.0  # of z: templates of its family that are nearer to the direct estimate
+# are not tried
 START_EXT_RANGE = (0.02, 8.0)
-START_MARGIN = 5.0           # a family this much worse (in chi^2) than the best is tried as well
-USEFUL_PLX_ERR = 0.5         # of the parallax: with a larger error, all families are tried
-POOR_CHI2 = 1.5              # a flux: with a worse fit, they are tried after all
-TRIAL_ITERATIONS = 5         # then starts that are behind by more than TRIAL_MARGIN in phi end
+START_MARGIN = 5.0  # a family this much worse (in chi^2) than the best is tried as well
+USEFUL_PLX_ERR = 0.5  # of the parallax: with a larger error, all families are tried
+POOR_CHI2 = 1.5  # a flux: with a worse fit, they are tried after all
+TRIAL_ITERATIONS = 5  # then starts that are behind by more than TRIAL_MARGIN in phi end
 TRIAL_MARGIN = 5.0
-TRIAL_SAME_MODE = 0.3        # of z: starts closer than this to the star's best end as well
-SAME_MODE = 0.1              # of z: solutions closer than this are one mode
-LEAST_CURVATURE = 0.25       # of Gauss-Newton's: errors are at most twice as wide
+TRIAL_SAME_MODE = 0.3  # of z: starts closer than this to the star's best end as well
+SAME_MODE = 0.1  # of z: solutions closer than this are one mode
+LEAST_CURVATURE = 0.25  # of Gauss-Newton's: errors are at most twice as wide
 N_FAMILIES = 7
-FAMILY_LOGG = (2.55, 3.5, 4.15)   # bright giants | lower giants | subgiants | dwarfs
-FAMILY_GIANT_FEH = -1.0           # dex: metal-poor | metal-rich giants
-FAMILY_DWARF_TEFF = 5.2           # kK: cool | hot dwarfs
+FAMILY_LOGG = (2.55, 3.5, 4.15)  # bright giants | lower giants | subgiants | dwarfs
+FAMILY_GIANT_FEH = -1.0  # dex: metal-poor | metal-rich giants
+FAMILY_DWARF_TEFF = 5.2  # kK: cool | hot dwarfs
 
 
 @dataclass
@@ -124,9 +124,13 @@ class Solution:
 
     @classmethod
     def empty(cls, n):
-        return cls(np.full((n, N_PAR), np.nan, "f4"), np.full(n, np.inf, "f4"),
-                   np.full((n, N_PAR, N_PAR), np.nan, "f4"), np.full(n, np.nan, "f4"),
-                   np.zeros(n, bool))
+        return cls(
+            np.full((n, N_PAR), np.nan, "f4"),
+            np.full(n, np.inf, "f4"),
+            np.full((n, N_PAR, N_PAR), np.nan, "f4"),
+            np.full(n, np.nan, "f4"),
+            np.zeros(n, bool),
+        )
 
     def put(self, rows, other, select=slice(None)):
         for name, value in vars(self).items():
@@ -144,7 +148,7 @@ def gaussian_prior(value, err):
 def projectable(used):
     """Whether the missing channels of used (N, 66) bool are only BP or photometric bands, which
     the noise model drops fast; other patterns need its general way."""
-    xp = used[:, :xp_utils.N_XP]
+    xp = used[:, : xp_utils.N_XP]
     first = np.where(xp.any(1), xp.argmax(1), xp_utils.N_XP)
     return (xp | (np.arange(xp_utils.N_XP) < first[:, None])).all(1)
 
@@ -189,8 +193,13 @@ class StarSolver:
         to multiply them in float64.
         """
         whitening, _ = self.model.noise.whitening(
-            tf.transpose(u[Z]), tf.exp(u[LN_E]), data["rel_err"], data["used"], data["features"],
-            general)
+            tf.transpose(u[Z]),
+            tf.exp(u[LN_E]),
+            data["rel_err"],
+            data["used"],
+            data["features"],
+            general,
+        )
         white = tf.cast(self._whitened(u, data, whitening), tf.float64)
         gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))
         _, _, _, weight, prior, _ = self._from_gram(u, tf.cast(gram, tf.float32), data)
@@ -201,7 +210,7 @@ class StarSolver:
         """Whitened columns (B, 7, n_wl) at u (6, B): of the six coordinates, and the residual."""
         ln_flux, dz = self.model.flux.ln_flux_and_jacobian(tf.transpose(u[Z]))
         curve, dln_curve = self.model.flux.ext_curve(u[XI])
-        dimming = tf.exp(u[LN_E])[:, None] * curve                             # (B, n_wl)
+        dimming = tf.exp(u[LN_E])[:, None] * curve  # (B, n_wl)
         residual = data["value"] - ln_flux + dimming - 2.0 * u[LN_PLX][:, None]
         rest = tf.stack([-dimming * dln_curve, -dimming, 2.0 * tf.ones_like(dimming), residual], 1)
         return tf.matmul(tf.concat([dz, rest], 1), whitening, transpose_b=True)
@@ -219,8 +228,9 @@ class StarSolver:
         n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
         weight = (nu + n) / (nu + chi2)
         gradient = -weight * (gram[:N_PAR, N_PAR] - delta * gram[:N_PAR, LN_PLX])
-        phi, gradient, prior = self._add_priors(u, student_misfit(chi2, n, nu), gradient,
-                                                weight * gram[:N_PAR, :N_PAR], data)
+        phi, gradient, prior = self._add_priors(
+            u, student_misfit(chi2, n, nu), gradient, weight * gram[:N_PAR, :N_PAR], data
+        )
         return u, phi, gradient, weight, prior, chi2
 
     def _best_ln_plx(self, ln_plx, gram, data):
@@ -228,14 +238,18 @@ class StarSolver:
         there. gram (2, 2, B): of the whitened ln plx column and the residual."""
         n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
         weight, delta = tf.ones_like(ln_plx), tf.zeros_like(ln_plx)
-        for _ in range(2):                 # the weight of the Student-t tails follows chi^2
+        for _ in range(2):  # the weight of the Student-t tails follows chi^2
             delta = tf.zeros_like(ln_plx)
             for _ in range(3):
                 plx = tf.exp(ln_plx + delta)
                 prior_slope = data["plx_ivar"] * plx * (plx - data["plx"])
                 slope = weight * (gram[0, 0] * delta - gram[0, 1]) + prior_slope
-                curvature = (weight * gram[0, 0] + data["plx_ivar"] * plx * plx
-                             + tf.maximum(prior_slope, 0.0) + 1e-6)
+                curvature = (
+                    weight * gram[0, 0]
+                    + data["plx_ivar"] * plx * plx
+                    + tf.maximum(prior_slope, 0.0)
+                    + 1e-6
+                )
                 delta -= tf.clip_by_value(slope / curvature, -1.0, 1.0)
             delta = tf.clip_by_value(delta, LOWER[LN_PLX] - ln_plx, UPPER[LN_PLX] - ln_plx)
             chi2 = tf.maximum(gram[1, 1] - 2.0 * delta * gram[0, 1] + delta**2 * gram[0, 0], 0.0)
@@ -268,9 +282,13 @@ class StarSolver:
         h_xi_ext = self._bounded_cross(hessian, gradient[XI], h_ext)
         gradient += tf.concat([g_z, xi[None], (g_ext - 1.0)[None], slope_plx[None]], 0)
         zero = tf.zeros_like(xi)
-        corner = tf.stack([tf.stack([tf.ones_like(xi), h_xi_ext, zero]),
-                           tf.stack([h_xi_ext, h_ext, zero]),
-                           tf.stack([zero, zero, h_plx])])                     # (3, 3, B)
+        corner = tf.stack(
+            [
+                tf.stack([tf.ones_like(xi), h_xi_ext, zero]),
+                tf.stack([h_xi_ext, h_ext, zero]),
+                tf.stack([zero, zero, h_plx]),
+            ]
+        )  # (3, 3, B)
         h_z = tf.pad(tf.transpose(h_z, (1, 2, 0)), ((0, 3), (0, 3), (0, 0)))
         return phi, gradient, h_z + tf.pad(corner, ((3, 0), (3, 0), (0, 0)))
 
@@ -280,7 +298,8 @@ class StarSolver:
         limit = 0.9 * tf.sqrt((hessian[XI, XI] + 1.0) * (hessian[LN_E, LN_E] + h_ext))
         cross = hessian[XI, LN_E]
         return tf.clip_by_value(cross + slope_xi, -limit, limit) - tf.clip_by_value(
-            cross, -limit, limit)
+            cross, -limit, limit
+        )
 
     # ---------------------------------------------------------------- the minimiser, in TensorFlow
 
@@ -288,8 +307,13 @@ class StarSolver:
         """Levenberg-Marquardt from u (6, B), at most `iterations` trial steps, with the noise as
         it is at noise_at (6, B)."""
         whitening, ln_det = self.model.noise.whitening(
-            tf.transpose(noise_at[Z]), tf.exp(noise_at[LN_E]), data["rel_err"], data["used"],
-            data["features"], general)
+            tf.transpose(noise_at[Z]),
+            tf.exp(noise_at[LN_E]),
+            data["rel_err"],
+            data["used"],
+            data["features"],
+            general,
+        )
         u, phi, grad, hess, chi2 = self._evaluate(u, data, whitening, ln_det)
         damping = tf.fill(tf.shape(phi), START_DAMPING)
         done = tf.zeros_like(phi, tf.bool)
@@ -301,14 +325,16 @@ class StarSolver:
             step, limited = _damped_step(grad, hess, damping)
             trial = tf.clip_by_value(u + step, LOWER[:, None], UPPER[:, None])
             moved = trial - u
-            predicted = -tf.reduce_sum(moved * (grad + 0.5 * tf.reduce_sum(
-                hess * moved[None], 1)), 0)
+            predicted = -tf.reduce_sum(
+                moved * (grad + 0.5 * tf.reduce_sum(hess * moved[None], 1)), 0
+            )
             new = self._evaluate(trial, data, whitening, ln_det)
             gain = (phi - new[1]) / tf.maximum(predicted, 1e-12)
             accept = (new[1] <= phi) & ~done
             small = (predicted < CONVERGED_DECREASE) & ~limited & ((damping < 0.1) | ~accept)
-            u, phi, grad, hess, chi2 = (tf.where(accept, b, a) for a, b in
-                                        zip((u, phi, grad, hess, chi2), new, strict=True))
+            u, phi, grad, hess, chi2 = (
+                tf.where(accept, b, a) for a, b in zip((u, phi, grad, hess, chi2), new, strict=True)
+            )
             damping = _next_damping(damping, gain, accept)
             return i + 1, u, phi, grad, hess, chi2, damping, done | small
 
@@ -322,7 +348,7 @@ class StarSolver:
         curve, _ = self.model.flux.ext_curve(flat[XI])
         model = ln_flux - tf.exp(flat[LN_E])[:, None] * curve + 2.0 * flat[LN_PLX][:, None]
         residual = data["value"] - tf.reshape(model, (k, -1, model.shape[1]))
-        columns = tf.concat([2.0 * tf.ones_like(residual[:1]), residual], 0)   # (1 + k, B, n_wl)
+        columns = tf.concat([2.0 * tf.ones_like(residual[:1]), residual], 0)  # (1 + k, B, n_wl)
         white = tf.matmul(tf.transpose(columns, (1, 0, 2)), whitening, transpose_b=True)
         jj, rr = tf.reduce_sum(white[:, :1] ** 2, 2), tf.reduce_sum(white[:, 1:] ** 2, 2)
         jr = tf.reduce_sum(white[:, :1] * white[:, 1:], 2)
@@ -332,8 +358,13 @@ class StarSolver:
             delta, chi2 = self._best_ln_plx(u[i, LN_PLX], gram, data)
             d_plx = tf.exp(u[i, LN_PLX] + delta) - data["plx"]
             misfit = student_misfit(chi2, tf.reduce_sum(data["used"], 1), self.model.noise.nu)
-            phi.append(misfit - self.model.prior.ln_density_z(tf.transpose(u[i, Z]))
-                       + 0.5 * u[i, XI] ** 2 - u[i, LN_E] + 0.5 * data["plx_ivar"] * d_plx**2)
+            phi.append(
+                misfit
+                - self.model.prior.ln_density_z(tf.transpose(u[i, Z]))
+                + 0.5 * u[i, XI] ** 2
+                - u[i, LN_E]
+                + 0.5 * data["plx_ivar"] * d_plx**2
+            )
         return tf.stack(phi)
 
     # ---------------------------------------------------------------- stars in, solutions out
@@ -346,8 +377,9 @@ class StarSolver:
         if self.labelled:
             flux = self.model.flux
             mean, scale = flux.theta_mean.numpy(), flux.theta_scale.numpy()
-            z, ivar = gaussian_prior((data.theta[rows] - mean) / scale,
-                                     data.theta_err[rows] / scale)
+            z, ivar = gaussian_prior(
+                (data.theta[rows] - mean) / scale, data.theta_err[rows] / scale
+            )
             out["z"], out["z_ivar"] = z.T, ivar.T
             out["ext"], out["ext_ivar"] = gaussian_prior(data.ext[rows], data.ext_err[rows])
         return {name: tf.constant(value, tf.float32) for name, value in out.items()}
@@ -360,8 +392,12 @@ class StarSolver:
         noise_at = u0 if noise_at is None else noise_at
         solution = Solution.empty(len(rows))
         for part, general in self._parts(data, rows):
-            solution.put(part, self._minimise_batch(data, rows[part], u0[part], noise_at[part],
-                                                    iterations, general))
+            solution.put(
+                part,
+                self._minimise_batch(
+                    data, rows[part], u0[part], noise_at[part], iterations, general
+                ),
+            )
         return solution
 
     def _parts(self, data, rows):
@@ -371,7 +407,7 @@ class StarSolver:
         for general in (False, True):
             chosen = np.flatnonzero(fast != general)
             for start in range(0, len(chosen), self.batch_size):
-                yield chosen[start:start + self.batch_size], general
+                yield chosen[start : start + self.batch_size], general
 
     def _padding(self, n):
         """Places 0..n-1, the last one repeated up to `batch_size`."""
@@ -381,8 +417,9 @@ class StarSolver:
         m = len(rows)
         pad = self._padding(m)
         u0, noise_at = (tf.constant(u[pad].T, tf.float32) for u in (u0, noise_at))
-        out = self._minimise_tf(u0, noise_at, self.batch(data, rows), tf.constant(iterations),
-                                general)
+        out = self._minimise_tf(
+            u0, noise_at, self.batch(data, rows), tf.constant(iterations), general
+        )
         u, phi, hessian, chi2, done = (x.numpy() for x in out)
         return Solution(u.T[:m], phi[:m], hessian.transpose(2, 0, 1)[:m], chi2[:m], done[:m])
 
@@ -403,11 +440,13 @@ class StarSolver:
         if z_direct is None and self.model.direct is not None:
             z_direct, _ = self.direct(data)
         best, second = self._search(data, z_direct)
-        poor = np.flatnonzero((best.chi2 > POOR_CHI2 * data.observed.used.sum(1))
-                              & data.useful_parallax)      # the others did so already
+        poor = np.flatnonzero(
+            (best.chi2 > POOR_CHI2 * data.observed.used.sum(1)) & data.useful_parallax
+        )  # the others did so already
         if len(poor):
-            again = self._search(data.take(poor), None if z_direct is None else z_direct[poor],
-                                 every_family=True)
+            again = self._search(
+                data.take(poor), None if z_direct is None else z_direct[poor], every_family=True
+            )
             better = again[0].phi <= best.phi[poor]
             for former, new in zip((best, second), again, strict=True):
                 former.put(poor[better], new, better)
@@ -416,10 +455,9 @@ class StarSolver:
         return best, second
 
     def _search(self, data, z_direct, every_family=False):
-        """The best two modes (`Solution`s) from the starts worth it, or from those of all families.
-        """
+        """The best two modes (`Solution`s) from the starts worth it, or those of all families."""
         starts, tried = self._starts.find(data, self.batch_size, z_direct, every_family)
-        rank, star = np.nonzero(tried.T)     # starts of one kind together: they take alike long
+        rank, star = np.nonzero(tried.T)  # starts of one kind together: they take alike long
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)
         go_on = self._worth_finishing(trial, star, len(data))
         finished = self.finish(data, trial.u[go_on], rows=star[go_on])
@@ -432,7 +470,7 @@ class StarSolver:
             rows = np.arange(k, min(k + self.batch_size, len(data)))
             pad = rows[self._padding(len(rows))]
             inputs = direct_inputs(data.observed.take(pad), data.plx[pad], data.plx_err[pad])
-            out[:, rows] = [x.numpy()[:len(rows)] for x in self._direct_tf(inputs)]
+            out[:, rows] = [x.numpy()[: len(rows)] for x in self._direct_tf(inputs)]
         return out
 
     def curvature(self, data, solution, over_a_sigma=False):
@@ -454,13 +492,14 @@ class StarSolver:
             hessian = hessian.numpy().transpose(2, 0, 1)
             if over_a_sigma:
                 curvature, axes = _principal_axes(hessian)
-                points = _a_sigma_away(u, curvature, axes)                 # (11, 6, B)
+                points = _a_sigma_away(u, curvature, axes)  # (11, 6, B)
                 phi = self._values_tf(tf.constant(points), batch, whitening).numpy()
-                rise = np.minimum(phi[1::2], phi[2::2]) - phi[0]           # 1/2 for a parabola
+                rise = np.minimum(phi[1::2], phi[2::2]) - phi[0]  # 1/2 for a parabola
                 less = np.clip(2 * rise.T, LEAST_CURVATURE, 1.0) - 1.0
                 hessian[:, :LN_PLX, :LN_PLX] += (
-                    axes * (less * curvature)[:, None]) @ axes.transpose(0, 2, 1)
-            out[rows] = hessian[:len(rows)]
+                    axes * (less * curvature)[:, None]
+                ) @ axes.transpose(0, 2, 1)
+            out[rows] = hessian[: len(rows)]
         return out
 
     @staticmethod
@@ -471,11 +510,10 @@ class StarSolver:
         stars, first = np.unique(star[order], return_index=True)
         lowest = np.zeros(n, int)
         lowest[stars] = order[first]
-        lowest = lowest[star]                                              # of each descent
+        lowest = lowest[star]  # of each descent
         away = np.abs(trial.u[:, Z] - trial.u[lowest, Z]).max(1)
         near = trial.phi <= trial.phi[lowest] + TRIAL_MARGIN
-        return np.flatnonzero((lowest == np.arange(len(star)))
-                              | (near & (away > TRIAL_SAME_MODE)))
+        return np.flatnonzero((lowest == np.arange(len(star))) | (near & (away > TRIAL_SAME_MODE)))
 
     def _modes(self, finished, star, n):
         """The lowest of the `finished` descents of each of n stars, and that of another family.
@@ -488,8 +526,7 @@ class StarSolver:
         stars, first = np.unique(star[order], return_index=True)
         best.put(stars, finished, order[first])
         z, z_best = finished.u[:, Z], best.u[star, Z]
-        other = (self._family(z) != self._family(z_best)) & (
-            np.abs(z - z_best).max(1) > SAME_MODE)
+        other = (self._family(z) != self._family(z_best)) & (np.abs(z - z_best).max(1) > SAME_MODE)
         order = order[(other & np.isfinite(finished.phi))[order]]
         stars, first = np.unique(star[order], return_index=True)
         second.put(stars, finished, order[first])
@@ -507,8 +544,9 @@ class StarSolver:
         for iterations in (SECOND_ITERATIONS, POOLED_ITERATIONS):
             left = np.flatnonzero(~solution.converged)
             if len(left):
-                solution.put(left, self.minimise(data, solution.u[left], iterations,
-                                                 rows=rows[left]))
+                solution.put(
+                    left, self.minimise(data, solution.u[left], iterations, rows=rows[left])
+                )
         return solution
 
 
@@ -528,7 +566,7 @@ def _a_sigma_away(u, curvature, axes):
     """Points (11, 6, N) float32: u (N, 6), and a sigma up and down each of its principal axes."""
     points = np.repeat(u.T[None], 2 * LN_PLX + 1, 0)
     steps = axes / np.sqrt(np.where(curvature > 0, curvature, 1.0))[:, None]
-    steps = steps.transpose(2, 1, 0)                                       # (axis, coordinate, N)
+    steps = steps.transpose(2, 1, 0)  # (axis, coordinate, N)
     points[1::2, :LN_PLX] += steps
     points[2::2, :LN_PLX] -= steps
     return np.clip(points, LOWER[:, None], UPPER[:, None]).astype("f4")
@@ -546,17 +584,20 @@ def _damped_step(grad, hess, damping):
 def _next_damping(damping, gain, accept):
     """Less damping after a step that gained what was predicted, more after one that did not."""
     factor = tf.where(gain > 0.75, 0.1, tf.where(gain > 0.25, 0.5, 3.0))
-    return tf.where(accept, tf.maximum(damping * factor, 1e-7),
-                    tf.minimum(tf.maximum(damping, 1e-3) * 8.0, 1e6))
+    return tf.where(
+        accept, tf.maximum(damping * factor, 1e-7), tf.minimum(tf.maximum(damping, 1e-3) * 8.0, 1e6)
+    )
 
 
 def family_of(theta):
     """Families of stars whose fluxes can be mistaken for one another: below N_FAMILIES, for theta
     (N, 3)."""
     teff, feh, logg = theta.T
-    return np.select([logg < FAMILY_LOGG[0], logg < FAMILY_LOGG[1], logg < FAMILY_LOGG[2]],
-                     [0 + (feh < FAMILY_GIANT_FEH), 2 + (feh < FAMILY_GIANT_FEH), 4],
-                     5 + (teff < FAMILY_DWARF_TEFF))
+    return np.select(
+        [logg < FAMILY_LOGG[0], logg < FAMILY_LOGG[1], logg < FAMILY_LOGG[2]],
+        [0 + (feh < FAMILY_GIANT_FEH), 2 + (feh < FAMILY_GIANT_FEH), 4],
+        5 + (teff < FAMILY_DWARF_TEFF),
+    )
 
 
 class StartSearch:
@@ -592,13 +633,14 @@ class StartSearch:
         key = channels.tobytes()
         if key not in self._tables:
             design = np.stack([2.0 * np.ones(len(channels)), -self.curve[channels]], 1)
-            fit = np.linalg.pinv(design)                           # -> (ln plx, E)
+            fit = np.linalg.pinv(design)  # -> (ln plx, E)
             t = self.ln_flux[:, channels]
             left = t - (t @ fit.T) @ design.T
             _, _, axes = np.linalg.svd(left - left.mean(0), full_matrices=False)
             axes = axes[:TEMPLATE_N_PCA]
-            project = np.concatenate([
-                axes @ (np.eye(len(channels)) - design @ fit) / TEMPLATE_LN_FLUX_ERR, fit]).T
+            project = np.concatenate(
+                [axes @ (np.eye(len(channels)) - design @ fit) / TEMPLATE_LN_FLUX_ERR, fit]
+            ).T
             padded = np.zeros((len(self.ln_flux[0]), project.shape[1]))
             padded[channels] = project
             coords = t @ project
@@ -606,12 +648,15 @@ class StartSearch:
         return self._tables[key]
 
     def _search(self, ln_flux, plx, plx_ivar, z_direct, project, coords):
-        x = ln_flux @ project                                      # (B, n_pca + 2)
+        x = ln_flux @ project  # (B, n_pca + 2)
         n = project.shape[1] - 2
         t, s = coords[:, :n], x[:, :n]
-        cost = (tf.reduce_sum(s * s, 1)[:, None] + tf.reduce_sum(t * t, 1)[None]
-                - 2.0 * tf.matmul(s, t, transpose_b=True))
-        ln_plx = x[:, n, None] - coords[None, :, n]                # (B, n_templates)
+        cost = (
+            tf.reduce_sum(s * s, 1)[:, None]
+            + tf.reduce_sum(t * t, 1)[None]
+            - 2.0 * tf.matmul(s, t, transpose_b=True)
+        )
+        ln_plx = x[:, n, None] - coords[None, :, n]  # (B, n_templates)
         ext = x[:, n + 1, None] - coords[None, :, n + 1]
         p = tf.exp(tf.clip_by_value(ln_plx, LOWER[LN_PLX], UPPER[LN_PLX]))
         w = plx_ivar[:, None]
@@ -620,9 +665,14 @@ class StartSearch:
         best = [tf.reduce_min(cost[:, a:b], 1) for a, b in self._family_slices()]
         index = [a + tf.argmin(cost[:, a:b], 1, tf.int32) for a, b in self._family_slices()]
         index = tf.stack(index, 1)
-        soft = x[:, n:] - self.model.ln_flux(z_direct) @ project[:, n:]    # ln plx and E there
-        return (tf.stack(best, 1), index, tf.gather(ln_plx, index, batch_dims=1),
-                tf.gather(ext, index, batch_dims=1), soft)
+        soft = x[:, n:] - self.model.ln_flux(z_direct) @ project[:, n:]  # ln plx and E there
+        return (
+            tf.stack(best, 1),
+            index,
+            tf.gather(ln_plx, index, batch_dims=1),
+            tf.gather(ext, index, batch_dims=1),
+            soft,
+        )
 
     def _family_slices(self):
         edges = np.searchsorted(self.family, np.arange(N_FAMILIES + 1))
@@ -636,10 +686,10 @@ class StartSearch:
         best templates of each family, best first, but for one that would start beside it.
         """
         starts = np.zeros((len(data), 1 + N_FAMILIES, N_PAR), "f4")
-        starts[:, :, LN_E] = -2.0           # without a spectrum: the centre of the prior
+        starts[:, :, LN_E] = -2.0  # without a spectrum: the centre of the prior
         tried = np.zeros(starts.shape[:2], bool)
         tried[:, 1] = True
-        used = data.observed.used[:, :xp_utils.N_XP] > 0
+        used = data.observed.used[:, : xp_utils.N_XP] > 0
         patterns, which = np.unique(used, axis=0, return_inverse=True)
         for i, pattern in enumerate(patterns):
             channels = self.usable[pattern[self.usable]]
@@ -647,7 +697,7 @@ class StartSearch:
                 continue
             alike = np.flatnonzero(which == i)
             for k in range(0, len(alike), batch_size):
-                rows = alike[k:k + batch_size]
+                rows = alike[k : k + batch_size]
                 z = np.zeros((len(rows), 3)) if z_direct is None else z_direct[rows]
                 starts[rows], cost = self._find_batch(data, rows, channels, batch_size, z)
                 wide = every_family | ~data.useful_parallax[rows, None]
@@ -672,10 +722,11 @@ class StartSearch:
         z = np.zeros((batch_size, 3), "f4")
         z[:m] = z_direct
         out = self._search_tf(ln_flux, plx, ivar, z, *self._table(channels))
-        cost, index, ln_plx, ext, soft = (x.numpy()[:m] for x in out)      # (m, families), (m, 2)
+        cost, index, ln_plx, ext, soft = (x.numpy()[:m] for x in out)  # (m, families), (m, 2)
         order = np.argsort(cost, 1)
-        cost, index, ln_plx, ext = (np.take_along_axis(a, order, 1)
-                                    for a in (cost, index, ln_plx, ext))
+        cost, index, ln_plx, ext = (
+            np.take_along_axis(a, order, 1) for a in (cost, index, ln_plx, ext)
+        )
         u = np.zeros((m, 1 + N_FAMILIES, N_PAR), "f4")
         k = 1 + order.shape[1]
         u[:, 0, Z], u[:, 1:k, Z] = z_direct, self.z[index]

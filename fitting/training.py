@@ -27,31 +27,33 @@ from model import (
 
 ADAM_BETA = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
-GRADIENT_CLIP = 2.0          # of the norm over all weights, of the mean over a batch
+GRADIENT_CLIP = 2.0  # of the norm over all weights, of the mean over a batch
 WARM_UP_STEPS = 150
-START_EXT = 0.1              # E where no map has a value, +- UNKNOWN_EXT_ERR
+START_EXT = 0.1  # E where no map has a value, +- UNKNOWN_EXT_ERR
 UNKNOWN_EXT_ERR = 1.0
-XI_SLOPE = 0.1               # start of d ln R / d xi per e-fold of wavelength: any but 0, as a
-                             # curve without xi-variation and stars with xi = 0 hold each other
-FLAT_LN_PLX_ERR = 3.0        # prior of ln plx where the parallax is hidden or missing
-FLAT_EXT_ERR = 3.0           # prior of E where it is to be found out
-MIN_NOISE_EXT = 0.02         # E at which the noise is evaluated is at least this
+XI_SLOPE = 0.1  # start of d ln R / d xi per e-fold of wavelength: any but 0, as a
+# curve without xi-variation and stars with xi = 0 hold each other
+FLAT_LN_PLX_ERR = 3.0  # prior of ln plx where the parallax is hidden or missing
+FLAT_EXT_ERR = 3.0  # prior of E where it is to be found out
+MIN_NOISE_EXT = 0.02  # E at which the noise is evaluated is at least this
 # Candidates of the posterior stage: the truth and draws within these widths of a common centre, in
 # kK (Teff / 4.8)^3, dex, dex: wide against the posterior, narrow against the prior.
 CANDIDATES = 12
 CANDIDATE_WIDTH = (0.084, 0.15, 0.2)
 CANDIDATE_TEFF = 4.8
-LOSS_LINEAR_UNTIL = 6.0      # the posterior loss of a star grows as its logarithm beyond
+LOSS_LINEAR_UNTIL = 6.0  # the posterior loss of a star grows as its logarithm beyond
 # Weights of the losses, by kind of stage: in a posterior stage the likelihood stays as an anchor.
-LOSS_WEIGHTS = {"likelihood": {"likelihood": 1.0},
-                "posterior": {"likelihood": 2.0, "posterior": 1.0},
-                "calibration": {"posterior": 1.0},
-                "direct": {"direct": 1.0}}
-DIRECT_NU = 6.0              # degrees of freedom of the direct estimate's errors: labels are wrong
-BLURRED_SHARE = 0.3          # of the stars show a worse parallax, with errors of about its size
+LOSS_WEIGHTS = {
+    "likelihood": {"likelihood": 1.0},
+    "posterior": {"likelihood": 2.0, "posterior": 1.0},
+    "calibration": {"posterior": 1.0},
+    "direct": {"direct": 1.0},
+}
+DIRECT_NU = 6.0  # degrees of freedom of the direct estimate's errors: labels are wrong
+BLURRED_SHARE = 0.3  # of the stars show a worse parallax, with errors of about its size
 NIR, WISE = slice(xp_utils.N_XP, xp_utils.N_XP + 3), slice(xp_utils.N_XP + 3, xp_utils.N_FLUX)
-MIN_BASIS_SIZE = 0.01        # of a component of ln flux in the network's output basis
-MIN_STAGE_STARS = 50         # with fewer selected, a stage is skipped
+MIN_BASIS_SIZE = 0.01  # of a component of ln flux in the network's output basis
+MIN_STAGE_STARS = 50  # with fewer selected, a stage is skipped
 
 
 def start_model(stars, observed, wavelengths, recipe):
@@ -62,13 +64,20 @@ def start_model(stars, observed, wavelengths, recipe):
     intrinsic = observed.value + ext[:, None] * curve - 2 * np.log(stars.plx)[:, None]
     intrinsic[observed.used == 0] = np.nan
     mean, basis = spectrum_basis(intrinsic, curve)
-    flux = FluxModel(wavelengths, theta_mean, theta_scale, mean, basis, recipe["hidden"],
-                     seed=recipe["seed"])
+    flux = FluxModel(
+        wavelengths, theta_mean, theta_scale, mean, basis, recipe["hidden"], seed=recipe["seed"]
+    )
     flux.ln_ext_curve_xi.assign(XI_SLOPE * np.log(wavelengths / 550.0) * flux.xi_mask)
-    noise = NoiseModel(len(wavelengths), observed.features.mean(0), observed.features.std(0),
-                       recipe["noise_hidden"], recipe["seed"])
-    prior = fit_prior(stars.theta, theta_mean, theta_scale, recipe["prior_components"],
-                      recipe["seed"])
+    noise = NoiseModel(
+        len(wavelengths),
+        observed.features.mean(0),
+        observed.features.std(0),
+        recipe["noise_hidden"],
+        recipe["seed"],
+    )
+    prior = fit_prior(
+        stars.theta, theta_mean, theta_scale, recipe["prior_components"], recipe["seed"]
+    )
     return StellarModel(flux, noise, prior)
 
 
@@ -84,11 +93,11 @@ def spectrum_basis(intrinsic, curve):
     mean = np.full(len(curve), np.nanmedian(intrinsic))
     mean[seen] = np.nanmedian(intrinsic[:, seen], axis=0)
     left = np.where(np.isfinite(intrinsic), intrinsic - mean, 0.0)
-    soft = np.linalg.qr(np.stack([np.ones(len(curve)), curve], 1))[0]      # (n_wl, 2)
+    soft = np.linalg.qr(np.stack([np.ones(len(curve)), curve], 1))[0]  # (n_wl, 2)
     size = (left @ soft).std(0)
     left -= left @ soft @ soft.T
     variance, axes = np.linalg.eigh(left.T @ left / len(left) + 1e-12 * np.eye(len(curve)))
-    axes = axes[:, np.argsort(-variance)][:, :len(curve) - 2]
+    axes = axes[:, np.argsort(-variance)][:, : len(curve) - 2]
     axes = np.linalg.qr(np.concatenate([soft, axes], 1))[0][:, 2:]
     sizes = np.concatenate([size, (left @ axes).std(0)])
     basis = np.concatenate([soft, axes], 1) * np.maximum(sizes, MIN_BASIS_SIZE)
@@ -111,25 +120,31 @@ class Trainer:
         self.observed = ln_flux_data(stars.flux, stars.flux_err)
         self.without_bp = self._without_bp()
         training = np.flatnonzero(~self.calibration)
-        self.model = start_model(stars.take(training), self.observed.take(training), wavelengths,
-                                 recipe)
+        self.model = start_model(
+            stars.take(training), self.observed.take(training), wavelengths, recipe
+        )
         direct = [stage for stage in recipe["stages"] if stage["kind"] == "direct"]
         if direct:
             seen = self._direct_inputs(training, direct[0], np.random.default_rng(recipe["seed"]))
             self.model.direct = DirectNetwork(seen, seed=recipe["seed"])
         flux, noise = self.model.flux, self.model.noise
-        self.groups = {"network": flux.network_variables, "extinction": [flux.ln_ext_curve],
-                       "extinction_xi": [flux.ln_ext_curve_xi], "noise": noise.shape_variables,
-                       "noise_level": noise.level_variables,
-                       "direct": self.model.direct.variables if direct else []}
+        self.groups = {
+            "network": flux.network_variables,
+            "extinction": [flux.ln_ext_curve],
+            "extinction_xi": [flux.ln_ext_curve_xi],
+            "noise": noise.shape_variables,
+            "noise_level": noise.level_variables,
+            "direct": self.model.direct.variables if direct else [],
+        }
         self.variables = [v for group in self.groups.values() for v in group]
         self.moments = [[tf.Variable(tf.zeros_like(v)) for _ in range(2)] for v in self.variables]
         self.stage, self.epoch, self.history = 0, 0, []
         self.rejected = np.zeros(len(stars), bool)
-        self.fitted_type = np.full((len(stars), 3), np.nan, "f4")     # by the "stars" stage
+        self.fitted_type = np.full((len(stars), 3), np.nan, "f4")  # by the "stars" stage
         z = (stars.theta - flux.theta_mean.numpy()) / flux.theta_scale.numpy()
-        self.z, self.z_err = (x.astype("f4") for x in
-                              (z, stars.theta_err / flux.theta_scale.numpy()))
+        self.z, self.z_err = (
+            x.astype("f4") for x in (z, stars.theta_err / flux.theta_scale.numpy())
+        )
         known = np.isfinite(stars.ext) & np.isfinite(stars.ext_err)
         self.ext = np.where(known, stars.ext, START_EXT).astype("f4")
         self.ext_err = np.where(known, stars.ext_err, UNKNOWN_EXT_ERR).astype("f4")
@@ -142,7 +157,7 @@ class Trainer:
         """The observed fluxes as they would be had BP not been seen."""
         basis = xp_utils.load_xp_basis()
         err = self.stars.flux_err.copy()
-        err[:, :xp_utils.N_XP][:, basis.bp_weight > 0] = np.inf
+        err[:, : xp_utils.N_XP][:, basis.bp_weight > 0] = np.inf
         return ln_flux_data(self.stars.flux, err)
 
     def _rarity_weight(self):
@@ -159,7 +174,8 @@ class Trainer:
         """Nuisance columns and residuals, whitened, and ln |det S|."""
         ext = tf.maximum(batch["ext"], MIN_NOISE_EXT)
         whitening, ln_det = self.model.noise.whitening(
-            batch["z_noise"], ext, batch["rel_err"], batch["used"], batch["features"])
+            batch["z_noise"], ext, batch["rel_err"], batch["used"], batch["features"]
+        )
         white = tf.matmul(tf.concat([columns, residuals], 1), whitening, transpose_b=True)
         k = columns.shape[1]
         return white[:, :k], white[:, k:], ln_det
@@ -174,11 +190,20 @@ class Trainer:
         marginalised."""
         ln_flux, dz = self.model.flux.ln_flux_and_jacobian(batch["z"])
         curve, dxi = self._curve_columns(batch)
-        residual = (batch["value"] - ln_flux + batch["ext"][:, None] * curve
-                    - 2.0 * batch["ln_plx"][:, None])
+        residual = (
+            batch["value"]
+            - ln_flux
+            + batch["ext"][:, None] * curve
+            - 2.0 * batch["ln_plx"][:, None]
+        )
         plx = 2.0 * batch["ln_plx_err"][:, None] * tf.ones_like(curve)
-        columns = tf.concat([tf.stack([curve * batch["ext_err"][:, None], plx, dxi], 1),
-                             tf.stop_gradient(dz) * batch["z_err"][:, :, None]], 1)
+        columns = tf.concat(
+            [
+                tf.stack([curve * batch["ext_err"][:, None], plx, dxi], 1),
+                tf.stop_gradient(dz) * batch["z_err"][:, :, None],
+            ],
+            1,
+        )
         u, r, ln_det = self._whitened(batch, columns, residual[:, None])
         chi2, _, _, ln_det_m = marginal_chi2(r, u)
         n = tf.reduce_sum(batch["used"], 1)
@@ -193,7 +218,7 @@ class Trainer:
         in place and in width. E > 0, parallax and xi are marginalised, and so are the errors of the
         label where the batch has them.
         """
-        candidates = batch["candidates"]                                   # (B, k, 3)
+        candidates = batch["candidates"]  # (B, k, 3)
         shape = candidates.shape[:2]
         flat = tf.reshape(candidates, (-1, 3))
         ln_flux = tf.reshape(self.model.flux.ln_flux(flat), (*shape, -1))
@@ -213,8 +238,9 @@ class Trainer:
         ln_post = ln_prior + positive - student_misfit(chi2, n, self.model.noise.nu)
         loss = tf.reduce_logsumexp(ln_post, 1) - ln_post[:, 0]
         excess = tf.maximum(loss / LOSS_LINEAR_UNTIL, 1.0)
-        return tf.where(loss < LOSS_LINEAR_UNTIL, loss,
-                        LOSS_LINEAR_UNTIL * (1.0 + tf.math.log(excess)))
+        return tf.where(
+            loss < LOSS_LINEAR_UNTIL, loss, LOSS_LINEAR_UNTIL * (1.0 + tf.math.log(excess))
+        )
 
     def direct_loss(self, batch):
         """-ln p(label) (B,) by the direct estimate, Student-t, up to a constant; the mean over its
@@ -227,25 +253,33 @@ class Trainer:
     def _make_step(self, stage):
         """A compiled step of a stage: Adam on its variable groups, its matrices drawn towards 0
         (weight decay as of Loshchilov & Hutter 2019, ICLR)."""
-        losses = {name: (getattr(self, f"{name}_loss"), weight)
-                  for name, weight in LOSS_WEIGHTS[stage["kind"]].items()}
-        chosen = [k for k, v in enumerate(self.variables)
-                  if any(v is w for group in stage["train"] for w in self.groups[group])]
+        losses = {
+            name: (getattr(self, f"{name}_loss"), weight)
+            for name, weight in LOSS_WEIGHTS[stage["kind"]].items()
+        }
+        chosen = [
+            k
+            for k, v in enumerate(self.variables)
+            if any(v is w for group in stage["train"] for w in self.groups[group])
+        ]
         variables = [self.variables[k] for k in chosen]
         decay = [stage.get("weight_decay", 0.0) * _is_matrix(v) for v in variables]
         b1, b2 = ADAM_BETA
 
         def step(batch, number, learning_rate):
             with tf.GradientTape() as tape:
-                found = {name: tf.reduce_mean(batch["weight"] * loss(batch))
-                         for name, (loss, _) in losses.items()}
+                found = {
+                    name: tf.reduce_mean(batch["weight"] * loss(batch))
+                    for name, (loss, _) in losses.items()
+                }
                 total = sum(weight * found[name] for name, (_, weight) in losses.items())
             gradients = tape.gradient(total, variables, unconnected_gradients="zero")
             gradients, norm = tf.clip_by_global_norm(gradients, GRADIENT_CLIP)
             sane = tf.math.is_finite(norm)
             rate = tf.where(sane, learning_rate, 0.0)
-            for k, variable, gradient, pull in zip(chosen, variables, gradients, decay,
-                                                   strict=True):
+            for k, variable, gradient, pull in zip(
+                chosen, variables, gradients, decay, strict=True
+            ):
                 m1, m2 = self.moments[k]
                 gradient = tf.where(sane, gradient, 0.0)
                 m1.assign(b1 * m1 + (1 - b1) * gradient)
@@ -263,16 +297,24 @@ class Trainer:
         model learns from stars of every sort."""
         recipe, kind, n, n_xp = self.recipe, stage["kind"], len(rows), xp_utils.N_XP
         if kind == "direct":
-            return {"inputs": self._direct_inputs(rows, stage, rng), "z": self.z[rows],
-                    "weight": np.ones(n, "f4")}
+            return {
+                "inputs": self._direct_inputs(rows, stage, rng),
+                "z": self.z[rows],
+                "weight": np.ones(n, "f4"),
+            }
         batch = vars(self._some_without_bp(rows, rng))
         no_phot = rng.random(n) < recipe["hide_photometry"]
         for name, blank in (("value", 0.0), ("rel_err", 1.0), ("used", 0.0)):
             batch[name][no_phot, n_xp:] = blank
         no_plx = rng.random(n) < stage.get("hide_parallax", recipe["hide_parallax"])
-        batch |= {"z": self.z[rows], "z_err": self.z_err[rows], "ext": self.ext[rows],
-                  "ext_err": self.ext_err[rows], "ln_plx": self.ln_plx[rows],
-                  "ln_plx_err": np.where(no_plx, FLAT_LN_PLX_ERR, self.ln_plx_err[rows])}
+        batch |= {
+            "z": self.z[rows],
+            "z_err": self.z_err[rows],
+            "ext": self.ext[rows],
+            "ext_err": self.ext_err[rows],
+            "ln_plx": self.ln_plx[rows],
+            "ln_plx_err": np.where(no_plx, FLAT_LN_PLX_ERR, self.ln_plx_err[rows]),
+        }
         scale = self.model.flux.theta_scale.numpy()
         teff = self.stars.theta[rows, 0]
         width = np.repeat([CANDIDATE_WIDTH], n, 0) / scale
@@ -284,16 +326,21 @@ class Trainer:
             draws = rng.normal(size=(n, CANDIDATES, 3))
             batch["candidates"] = centre[:, None] + width[:, None] * draws
             batch["candidates"][:, 0] = batch["z"]
-        if kind == "calibration":       # the errors of labels are not the model's
+        if kind == "calibration":  # the errors of labels are not the model's
             batch["label_err"] = self.z_err[rows]
         return {name: np.asarray(value, "f4") for name, value in batch.items()}
 
     def _some_without_bp(self, rows, rng):
         """`LnFlux` of the stars `rows`, some of which (`hide_bp`) were not seen by BP."""
         no_bp = (rng.random(len(rows)) < self.recipe["hide_bp"])[:, None]
-        return LnFlux(*(np.where(no_bp, without[rows], seen[rows]) for without, seen in
-                        zip(vars(self.without_bp).values(), vars(self.observed).values(),
-                            strict=True)))
+        return LnFlux(
+            *(
+                np.where(no_bp, without[rows], seen[rows])
+                for without, seen in zip(
+                    vars(self.without_bp).values(), vars(self.observed).values(), strict=True
+                )
+            )
+        )
 
     def _direct_inputs(self, rows, stage, rng):
         """`model.direct_inputs` of the stars `rows`: some have a worse parallax or none, or do
@@ -310,8 +357,9 @@ class Trainer:
     def selected(self, stage):
         """Index array of the stars that a stage trains on."""
         limits, stars = stage.get("select", {}), self.stars
-        err = dict(zip(("max_teff_err", "max_feh_err", "max_logg_err"), stars.theta_err.T,
-                       strict=True))
+        err = dict(
+            zip(("max_teff_err", "max_feh_err", "max_logg_err"), stars.theta_err.T, strict=True)
+        )
         keep = ~self.rejected & (self.calibration == (stage["kind"] == "calibration"))
         for name, limit in limits.items():
             if name in err:
@@ -342,8 +390,9 @@ class Trainer:
             return self._next_stage()
         rows, size, batches, epochs = self.stage_plan(stage)
         if not epochs:
-            self.history.append({"stage": stage["name"], "epoch": 0, "stars": len(rows),
-                                 "skipped": "too few stars"})
+            self.history.append(
+                {"stage": stage["name"], "epoch": 0, "stars": len(rows), "skipped": "too few stars"}
+            )
             return self._next_stage()
         if self.stage not in self._steps:
             self._steps = {self.stage: self._make_step(stage)}
@@ -352,14 +401,20 @@ class Trainer:
         for k in range(batches):
             number = self.epoch * batches + k + 1
             rate = _learning_rate(stage["learning_rate"], number, epochs * batches)
-            batch = self._batch(order[k * size:(k + 1) * size], stage, rng)
+            batch = self._batch(order[k * size : (k + 1) * size], stage, rng)
             losses.append(self._steps[self.stage](batch, np.float32(number), np.float32(rate)))
         sane = [bool(good) for _, good in losses]
-        entry = {"stage": stage["name"], "epoch": self.epoch, "stars": len(rows),
-                 "learning_rate": float(rate), "steps_refused": sane.count(False)}
+        entry = {
+            "stage": stage["name"],
+            "epoch": self.epoch,
+            "stars": len(rows),
+            "learning_rate": float(rate),
+            "steps_refused": sane.count(False),
+        }
         for name in LOSS_WEIGHTS[stage["kind"]]:
-            values = [float(loss[name]) for (loss, _), good in zip(losses, sane, strict=True)
-                      if good]
+            values = [
+                float(loss[name]) for (loss, _), good in zip(losses, sane, strict=True) if good
+            ]
             entry[f"{name}_loss"] = float(np.mean(values)) if values else np.nan
         self.history.append(entry)
         self.epoch += 1
@@ -388,18 +443,28 @@ class Trainer:
         good = np.isfinite(found.u).all(1) & np.isfinite(found.chi2)
         ratio = found.chi2 / n
         usual = float(np.median(ratio[good & ~self.calibration]))
-        self.rejected = (~good | (pull > stage["reject_sigma"])
-                         | (ratio > stage["reject_chi2_factor"] * usual))
+        self.rejected = (
+            ~good | (pull > stage["reject_sigma"]) | (ratio > stage["reject_chi2_factor"] * usual)
+        )
         training = self.rejected[~self.calibration]
-        self.history.append({"stage": stage["name"], "epoch": 0, "stars": len(training),
-                             "rejected": int(training.sum()), "median_chi2_per_flux": usual})
+        self.history.append(
+            {
+                "stage": stage["name"],
+                "epoch": 0,
+                "stars": len(training),
+                "rejected": int(training.sum()),
+                "median_chi2_per_flux": usual,
+            }
+        )
 
     # ---- checkpoints
 
     def state(self):
         """Everything that the next epoch depends on, as {name: array}."""
-        arrays = self.model.to_arrays() | {"rejected": self.rejected.astype("u1"),
-                                            "fitted_type": self.fitted_type}
+        arrays = self.model.to_arrays() | {
+            "rejected": self.rejected.astype("u1"),
+            "fitted_type": self.fitted_type,
+        }
         for k, moments in enumerate(self.moments):
             for order, moment in enumerate(moments):
                 arrays[f"moment{order}_{k}"] = moment.numpy()

@@ -82,25 +82,43 @@ def make(folder):
     from demo import build_sky
 
     data_dir, training_data = folder / "data", folder / "training_data.h5"
-    sky = ["--stars", ROOT / "demo/stars.h5", "--out", data_dir, "--n", N_STARS,
-           "--shards", N_SHARDS]
+    sky = [
+        "--stars",
+        ROOT / "demo/stars.h5",
+        "--out",
+        data_dir,
+        "--n",
+        N_STARS,
+        "--shards",
+        N_SHARDS,
+    ]
     labels = data_dir / "training_params.h5"
     compiled = ["--data-dir", data_dir, "--stellar-params", labels, "--output", training_data]
-    for step, words in ((build_sky, sky), (compile_training_data, compiled),
-                        (gen_xp_input_allsources, ["--data-dir", data_dir])):
+    for step, words in (
+        (build_sky, sky),
+        (compile_training_data, compiled),
+        (gen_xp_input_allsources, ["--data-dir", data_dir]),
+    ):
         if step.main([str(word) for word in words]) not in (0, None):
             raise RuntimeError(f"{step.__name__} failed")
     recipe, model = folder / "recipe.json", folder / "model"
     recipe.write_text(json.dumps(RECIPE))
     if run_train(training_data, model, recipe=recipe):
         raise RuntimeError("train failed")
-    return SimpleNamespace(data_dir=data_dir, training_data=training_data, recipe=recipe,
-                           model=model)
+    return SimpleNamespace(
+        data_dir=data_dir, training_data=training_data, recipe=recipe, model=model
+    )
 
 
 def run_python(code, *words):
     """Run code that may import the project and the tests in another process, eagerly."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     head = "import os, signal, sys\nfrom demo_model import quick\n"
-    return subprocess.run([sys.executable, "-c", head + code, *map(str, words)], cwd=ROOT,
-                          env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", head + code, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

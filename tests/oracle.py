@@ -19,11 +19,13 @@ N_WL = xp_utils.N_FLUX
 THETA_MEAN, THETA_SCALE = np.array([5.2, -0.3, 3.2]), np.array([0.7, 0.4, 1.1])
 PRIOR_WEIGHTS = np.array([0.5, 0.3, 0.2])
 PRIOR_MEANS = np.array([[0.6, 0.1, 0.9], [-0.6, 0.0, -1.0], [0.0, -1.2, 0.3]])
-PRIOR_COVARIANCES = np.array([
-    [[0.5, 0.1, -0.2], [0.1, 0.6, 0.0], [-0.2, 0.0, 0.3]],
-    [[0.2, 0.0, 0.15], [0.0, 0.5, 0.1], [0.15, 0.1, 0.4]],
-    [[0.6, -0.2, 0.0], [-0.2, 0.4, 0.1], [0.0, 0.1, 0.8]],
-])
+PRIOR_COVARIANCES = np.array(
+    [
+        [[0.5, 0.1, -0.2], [0.1, 0.6, 0.0], [-0.2, 0.0, 0.3]],
+        [[0.2, 0.0, 0.15], [0.0, 0.5, 0.1], [0.15, 0.1, 0.4]],
+        [[0.6, -0.2, 0.0], [-0.2, 0.4, 0.1], [0.0, 0.1, 0.8]],
+    ]
+)
 
 
 def randomise(module, rng, sizes):
@@ -41,12 +43,13 @@ def make_flux_model(seed=0, hidden=12):
     wavelengths = np.asarray(xp_utils.SAMPLE_WAVELENGTHS, "f8")
     x = np.log(wavelengths / 550.0)
     basis = stats.ortho_group.rvs(N_WL, random_state=seed)
-    model = FluxModel(wavelengths, THETA_MEAN, THETA_SCALE, 3.0 - x - x * x, basis, hidden=hidden,
-                      seed=seed)
+    model = FluxModel(
+        wavelengths, THETA_MEAN, THETA_SCALE, 3.0 - x - x * x, basis, hidden=hidden, seed=seed
+    )
     randomise(model, rng, {"bias_0": 0.5, "bias_1": 0.3, "bias_2": 0.3})
-    smooth = np.cos(np.arange(10)[:, None] * (2.0 * x + 1.0))            # (10, n_wl)
+    smooth = np.cos(np.arange(10)[:, None] * (2.0 * x + 1.0))  # (10, n_wl)
     spectra = rng.normal(0, 0.3, (hidden + 1, 10)) @ smooth / np.sqrt(10)
-    outputs = (spectra @ basis.T).astype("f4")                           # basis^-1 = basis^T
+    outputs = (spectra @ basis.T).astype("f4")  # basis^-1 = basis^T
     model.w_out.assign(outputs[:-1])
     model.bias_out.assign(outputs[-1])
     model.ln_ext_curve_xi.assign((0.15 * np.cos(4 * x) - 0.1).astype("f4"))
@@ -57,8 +60,20 @@ def make_noise_model(seed=0, hidden=6):
     """A noise model whose covariance is full and depends on the star."""
     rng = np.random.default_rng(seed)
     noise = NoiseModel(N_WL, [3.0, np.log(0.02)], [1.0, 0.5], hidden, seed)
-    randomise(noise, rng, {"b1": 0.3, "b2": 0.3, "w_out": 0.3, "base": 0.1, "ln_scatter": 0.2,
-                           "ln_err_factor": 0.2, "ln_level": 0.1, "ln_nu": 0.5})
+    randomise(
+        noise,
+        rng,
+        {
+            "b1": 0.3,
+            "b2": 0.3,
+            "w_out": 0.3,
+            "base": 0.1,
+            "ln_scatter": 0.2,
+            "ln_err_factor": 0.2,
+            "ln_level": 0.1,
+            "ln_nu": 0.5,
+        },
+    )
     return noise
 
 
@@ -81,9 +96,12 @@ class Oracle:
 
     def __init__(self, model):
         self.a = {name: np.asarray(value, "f8") for name, value in model.to_arrays().items()}
-        self.components = [stats.multivariate_normal(mean, covariance)
-                           for mean, covariance in zip(self.a["prior_means"],
-                                                       self.a["prior_covariances"], strict=True)]
+        self.components = [
+            stats.multivariate_normal(mean, covariance)
+            for mean, covariance in zip(
+                self.a["prior_means"], self.a["prior_covariances"], strict=True
+            )
+        ]
 
     # ------------------------------------------------------------------------ the forward model
 
@@ -120,8 +138,11 @@ class Oracle:
         w = np.zeros((n, n))
         w[np.triu_indices(n)] = a["noise_base"] + 0.1 * h @ a["noise_w_out"]
         np.fill_diagonal(w, np.exp(4 * np.tanh(np.diag(w) / 4)))
-        s = np.sqrt(np.exp(2 * a["noise_ln_scatter"]) + 1e-6
-                    + (np.exp(a["noise_ln_err_factor"]) * rel_err) ** 2)
+        s = np.sqrt(
+            np.exp(2 * a["noise_ln_scatter"])
+            + 1e-6
+            + (np.exp(a["noise_ln_err_factor"]) * rel_err) ** 2
+        )
         s *= np.exp(a["noise_ln_level"])
         inverse = s[:, None] * np.linalg.inv(w)
         return inverse @ inverse.T
@@ -137,8 +158,10 @@ class Oracle:
     # ------------------------------------------------------------------------------- posterior
 
     def ln_prior_z(self, z):
-        terms = [np.log(weight) + component.logpdf(z) for weight, component in
-                 zip(self.a["prior_weights"], self.components, strict=True)]
+        terms = [
+            np.log(weight) + component.logpdf(z)
+            for weight, component in zip(self.a["prior_weights"], self.components, strict=True)
+        ]
         return logsumexp(terms, axis=0)
 
     def phi(self, u, star, noise):
@@ -155,8 +178,13 @@ class Oracle:
         return misfit - ln_det - ln_prior
 
     def noise_at(self, u, star):
-        return self.precision(np.asarray(u[:3], "f8"), np.exp(np.float64(u[4])), star.rel_err,
-                              star.used, star.features)
+        return self.precision(
+            np.asarray(u[:3], "f8"),
+            np.exp(np.float64(u[4])),
+            star.rel_err,
+            star.used,
+            star.features,
+        )
 
 
 class Star:
@@ -172,8 +200,12 @@ class Star:
         xp = good & (np.arange(len(flux)) < xp_utils.N_XP)
         red = xp & (xp_utils.SAMPLE_WAVELENGTHS > 645)
         bright = red if red.any() else xp
-        self.features = np.array([self.value[bright].mean() if bright.any() else 0.0,
-                                  np.log(self.rel_err[xp]).mean() if xp.any() else 0.0])
+        self.features = np.array(
+            [
+                self.value[bright].mean() if bright.any() else 0.0,
+                np.log(self.rel_err[xp]).mean() if xp.any() else 0.0,
+            ]
+        )
         self.plx, self.plx_err = float(data.plx[i]), float(data.plx_err[i])
         self.labels = data.theta is not None
         if self.labels:
@@ -182,8 +214,9 @@ class Star:
 
     def ln_prior_labels(self, u):
         theta = u[:3] * THETA_SCALE + THETA_MEAN
-        off = np.append((theta - self.theta) / self.theta_err,
-                        (np.exp(u[4]) - self.ext) / self.ext_err)
+        off = np.append(
+            (theta - self.theta) / self.theta_err, (np.exp(u[4]) - self.ext) / self.ext_err
+        )
         return -0.5 * np.sum(off[np.isfinite(off)] ** 2)
 
 
@@ -191,12 +224,14 @@ def mock_stars(model, n, seed=0, plx_snr=10.0, rel_err=0.02):
     """`StarData` of n stars drawn from the model: types from the prior, fluxes from the noise
     model; and their true u (n, 6)."""
     rng, oracle = np.random.default_rng(seed), Oracle(model)
-    u = np.column_stack([
-        model.prior.sample(n, rng),
-        rng.normal(size=n),
-        np.log(rng.uniform(0.05, 1.5, n)),
-        rng.normal(0, 0.7, n),
-    ])
+    u = np.column_stack(
+        [
+            model.prior.sample(n, rng),
+            rng.normal(size=n),
+            np.log(rng.uniform(0.05, 1.5, n)),
+            rng.normal(0, 0.7, n),
+        ]
+    )
     errors = rel_err * np.exp(rng.normal(0, 0.2, (n, 1))) * np.ones(N_WL)
     ln_flux = np.array([oracle.mu(row) for row in u])
     for i in range(n):
@@ -205,8 +240,12 @@ def mock_stars(model, n, seed=0, plx_snr=10.0, rel_err=0.02):
         ln_flux[i] += np.linalg.cholesky(covariance) @ rng.normal(size=N_WL)
     flux, plx = np.exp(ln_flux), np.exp(u[:, 5])
     plx_err = plx / plx_snr
-    data = StarData(flux.astype("f4"), (errors * flux).astype("f4"),
-                    (plx + plx_err * rng.normal(size=n)).astype("f4"), plx_err.astype("f4"))
+    data = StarData(
+        flux.astype("f4"),
+        (errors * flux).astype("f4"),
+        (plx + plx_err * rng.normal(size=n)).astype("f4"),
+        plx_err.astype("f4"),
+    )
     return data, u
 
 

@@ -57,11 +57,14 @@ def make_trained(stellar, offset=(LOGIT, LOGIT, LOGIT), weight=0.0, **changes):
     rng = np.random.default_rng(0)
     corners = THETA_MEAN + 8 * THETA_SCALE * np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T
     values = {
-        "confidence_mean": rng.normal(size=N_FEATURES), "confidence_scale": np.ones(N_FEATURES),
+        "confidence_mean": rng.normal(size=N_FEATURES),
+        "confidence_scale": np.ones(N_FEATURES),
         "confidence_weight": weight * rng.normal(size=(3, N_FEATURES)),
-        "confidence_offset": np.array(offset), "hull": ConvexHull(corners).equations,
+        "confidence_offset": np.array(offset),
+        "hull": ConvexHull(corners).equations,
         "ranges": np.array([[0, -20, -20], [20, 20, 20.0]]),
-        "error_factors": CURVATURE_ALONE, "pool_weights": MODEL_ALONE,
+        "error_factors": CURVATURE_ALONE,
+        "pool_weights": MODEL_ALONE,
     }
     return TrainedModel(stellar, **(values | changes))
 
@@ -77,15 +80,15 @@ def table(solver):
     data, _ = mock_stars(solver.model, 60, seed=21)
     columns = {name: getattr(data, name).copy() for name in catalogue.OBSERVED}
     err, n_xp = columns["flux_err"], xp_utils.N_XP
-    err[0] = np.inf                              # nothing
-    err[1, :n_xp] = np.inf                       # photometry only
-    err[2, MIN_XP_FLUXES - 1:n_xp] = np.inf      # one XP flux too few
-    err[3, MIN_XP_FLUXES:n_xp] = np.inf          # just enough
-    columns["flux"][4] = np.nan                  # errors without fluxes
+    err[0] = np.inf  # nothing
+    err[1, :n_xp] = np.inf  # photometry only
+    err[2, MIN_XP_FLUXES - 1 : n_xp] = np.inf  # one XP flux too few
+    err[3, MIN_XP_FLUXES:n_xp] = np.inf  # just enough
+    columns["flux"][4] = np.nan  # errors without fluxes
     err[5, 61:] = np.inf
     columns["plx"][6] = columns["plx_err"][6] = np.nan
     columns["plx"][7] += 15 * columns["plx_err"][7]
-    columns["flux"][8] *= 1 + np.sin(np.arange(N_WL) ** 2)   # no star
+    columns["flux"][8] *= 1 + np.sin(np.arange(N_WL) ** 2)  # no star
     return columns
 
 
@@ -107,8 +110,16 @@ def test_flags_are_distinct_powers_of_two_that_fit_their_column(inferred):
 
 
 def test_bits_of_the_published_catalogue_keep_their_meaning():
-    names = ("TEFF_CONFIDENCE", "FEH_CONFIDENCE", "LOGG_CONFIDENCE", "CHI2", "LN_PRIOR",
-             "PARALLAX", "NOT_CONVERGED", "BAD_INPUT")
+    names = (
+        "TEFF_CONFIDENCE",
+        "FEH_CONFIDENCE",
+        "LOGG_CONFIDENCE",
+        "CHI2",
+        "LN_PRIOR",
+        "PARALLAX",
+        "NOT_CONVERGED",
+        "BAD_INPUT",
+    )
     assert [QualityFlag[name].value for name in names] == [1, 2, 4, 8, 16, 32, 64, 128]
 
 
@@ -119,10 +130,14 @@ def clean(solver):
     est = np.tile([*THETA_MEAN, 0.5, 1.0, 0.0], (2, 1))
     est[:, 4] = data.plx
     found = {
-        "stellar_params_est": est, "stellar_params_err": np.full((2, 6), 0.1),
-        "model_params_est": est.copy(), "model_params_err": np.full((2, 6), 0.1),
-        "second_delta_ln_post": np.array([np.nan, -3.0]), "chi2_opt": np.full(2, 60.0),
-        "ln_prior": np.full(2, -3.0), "n_flux": np.full(2, 66),
+        "stellar_params_est": est,
+        "stellar_params_err": np.full((2, 6), 0.1),
+        "model_params_est": est.copy(),
+        "model_params_err": np.full((2, 6), 0.1),
+        "second_delta_ln_post": np.array([np.nan, -3.0]),
+        "chi2_opt": np.full(2, 60.0),
+        "ln_prior": np.full(2, -3.0),
+        "n_flux": np.full(2, 66),
     }
     return found, np.ones(2, bool), np.full(2, 61), data
 
@@ -137,7 +152,7 @@ def test_clean_star_has_no_flag(clean, trained):
 CHANGES = [
     ("chi2_opt", (), 2 * 61 * 0.999, 0),
     ("chi2_opt", (), 2 * 61 * 1.001, QualityFlag.CHI2),
-    ("ln_prior", (), -8.99, 0),      # the floor of `make_prior` is -9
+    ("ln_prior", (), -8.99, 0),  # the floor of `make_prior` is -9
     ("ln_prior", (), -9.01, QualityFlag.LN_PRIOR),
     ("stellar_params_est", 0, THETA_MEAN[0] + 8.1 * THETA_SCALE[0], QualityFlag.OUT_OF_RANGE),
     ("stellar_params_est", 1, THETA_MEAN[1] - 8.1 * THETA_SCALE[1], QualityFlag.OUT_OF_RANGE),
@@ -152,8 +167,9 @@ CHANGES = [
 def test_flag_is_set_just_when_its_condition_holds(clean, trained, name, index, value, expected):
     found, converged, n_xp, data = clean
     found[name][(1, index) if index != () else 1] = value
-    np.testing.assert_array_equal(quality_flags(found, converged, n_xp, data, trained),
-                                  [0, int(expected)])
+    np.testing.assert_array_equal(
+        quality_flags(found, converged, n_xp, data, trained), [0, int(expected)]
+    )
 
 
 def test_chi2_limit_counts_the_XP_fluxes_used(clean, trained):
@@ -162,8 +178,10 @@ def test_chi2_limit_counts_the_XP_fluxes_used(clean, trained):
     np.testing.assert_array_equal(flags, [0, QualityFlag.CHI2])
 
 
-@pytest.mark.parametrize(("sigmas", "expected"), [(9.9, 0), (-9.9, 0), (10.1, QualityFlag.PARALLAX),
-                                                  (-10.1, QualityFlag.PARALLAX)])
+@pytest.mark.parametrize(
+    ("sigmas", "expected"),
+    [(9.9, 0), (-9.9, 0), (10.1, QualityFlag.PARALLAX), (-10.1, QualityFlag.PARALLAX)],
+)
 def test_parallax_flag_is_set_beyond_10_sigma(clean, trained, sigmas, expected):
     found, converged, n_xp, data = clean
     found["stellar_params_est"][1, 4] = data.plx[1] + sigmas * data.plx_err[1]
@@ -189,8 +207,9 @@ def test_confidence_flag_is_set_for_its_parameter_below_one_half(clean, solver, 
 
 @pytest.mark.parametrize("feature", [1, 2])
 @pytest.mark.parametrize("end", [0, 1])
-def test_brightness_and_error_level_outside_the_training_range_are_flagged(clean, solver, feature,
-                                                                           end):
+def test_brightness_and_error_level_outside_the_training_range_are_flagged(
+    clean, solver, feature, end
+):
     features = ln_flux_data(clean[3].flux, clean[3].flux_err).features
     low, high = sorted(features[:, feature - 1])
     assert high > low
@@ -232,13 +251,15 @@ def test_confidence_features_are_finite_with_and_without_a_second_mode(clean):
 
 def test_estimate_is_right_within_3_sigma_and_the_tolerance():
     label, label_err = np.tile([5.0, 0.0, 4.0], (4, 1)), np.full((4, 3), 0.03)
-    err = np.full((4, 6), 0.04)          # both: 0.05
+    err = np.full((4, 6), 0.04)  # both: 0.05
     err[3] = 1.0
     est = np.zeros((4, 6))
     est[:, :3] = label + np.array([[0.14], [0.16], [-0.14], [0.26]])
     columns = {"stellar_params_est": est, "stellar_params_err": err}
-    np.testing.assert_array_equal(is_right(columns, label, label_err), [
-        [True] * 3, [False] * 3, [True] * 3, [False, True, True]])
+    np.testing.assert_array_equal(
+        is_right(columns, label, label_err),
+        [[True] * 3, [False] * 3, [True] * 3, [False, True, True]],
+    )
 
 
 def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(table, trained, solver):
@@ -246,8 +267,9 @@ def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(table, tr
     stellar.direct = DirectNetwork(np.random.default_rng(0).normal(size=(50, 76)), 2, (8, 8))
     with_direct, weights = StarSolver(stellar, batch_size=64), np.array([0.6, 0.3])
     factors = np.random.default_rng(1).uniform(0.9, 1.3, (2, 6))
-    found = infer(table, with_direct,
-                  make_trained(stellar, pool_weights=weights, error_factors=factors))
+    found = infer(
+        table, with_direct, make_trained(stellar, pool_weights=weights, error_factors=factors)
+    )
     data = StarData(*(np.delete(table[name], BAD, 0) for name in catalogue.OBSERVED))
     best = widened(*with_direct.solve(data), data.useful_parallax, factors)
     expected = estimates(pool(best, *with_direct.direct(data), weights), stellar)
@@ -259,8 +281,9 @@ def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(table, tr
     assert (np.abs(expected.est - own.est)[:, :3] > 1e-3).any()
     alone = infer(table, with_direct, make_trained(stellar))
     for kind in ("est", "err"):
-        np.testing.assert_array_equal(alone[f"stellar_params_{kind}"],
-                                      alone[f"model_params_{kind}"])
+        np.testing.assert_array_equal(
+            alone[f"stellar_params_{kind}"], alone[f"model_params_{kind}"]
+        )
 
 
 # ------------------------------------------------------------------------------------- infer
@@ -284,14 +307,15 @@ def test_columns_have_the_documented_shapes(inferred, table):
         assert inferred[name].shape == (60, *shape)
         assert inferred[name].dtype == np.float32
     np.testing.assert_array_equal(
-        inferred["n_flux"], (np.isfinite(table["flux"]) & np.isfinite(table["flux_err"])).sum(1))
+        inferred["n_flux"], (np.isfinite(table["flux"]) & np.isfinite(table["flux_err"])).sum(1)
+    )
     assert set(catalogue.DESCRIPTIONS) == set(INFERRED)
 
 
 def test_flags_follow_from_the_columns(inferred, table, trained):
     flags, est = inferred["quality_flags"], inferred["stellar_params_est"]
     usable = np.isfinite(table["flux"]) & np.isfinite(table["flux_err"])
-    n_xp = usable[:, :xp_utils.N_XP].sum(1)
+    n_xp = usable[:, : xp_utils.N_XP].sum(1)
     expected = {
         QualityFlag.CHI2: inferred["chi2_opt"] / n_xp.clip(1) > 2,
         QualityFlag.LN_PRIOR: inferred["ln_prior"] < trained.stellar.prior.ln_prior_floor,
@@ -358,7 +382,8 @@ def test_table_without_usable_stars_gives_their_rows(table, solver, trained, row
 
 
 def test_star_whose_curvature_is_not_positive_definite_is_flagged_alone(
-        table, solver, trained, inferred, monkeypatch):
+    table, solver, trained, inferred, monkeypatch
+):
     honest = solver.solve
 
     def solve(data, z_direct):
@@ -368,8 +393,14 @@ def test_star_whose_curvature_is_not_positive_definite_is_flagged_alone(
 
     monkeypatch.setattr(solver, "solve", solve)
     found = infer(table, solver, trained)
-    for name in ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu",
-                 "stellar_params_icov_triu", "model_params_est", *CONFIDENCES):
+    for name in (
+        "stellar_params_est",
+        "stellar_params_err",
+        "stellar_params_cov_triu",
+        "stellar_params_icov_triu",
+        "model_params_est",
+        *CONFIDENCES,
+    ):
         assert np.isnan(found[name][8]).all(), name
     assert found["quality_flags"][8] & QualityFlag.BAD_INPUT
     others = np.delete(np.arange(60), 8)
@@ -381,7 +412,8 @@ def test_trained_model_restored_from_its_arrays_infers_the_same(table, solver, i
     stellar = solver.model
     trained = make_trained(stellar, offset=(0.5, 0.1, -0.3), weight=0.3)
     restored = TrainedModel.from_arrays(
-        {name: np.array(value) for name, value in trained.to_arrays().items()})
+        {name: np.array(value) for name, value in trained.to_arrays().items()}
+    )
     for name in TrainedModel.ARRAYS:
         np.testing.assert_array_equal(getattr(restored, name), getattr(trained, name))
     first, second = (infer(table, solver, model) for model in (trained, restored))
@@ -389,12 +421,17 @@ def test_trained_model_restored_from_its_arrays_infers_the_same(table, solver, i
         np.testing.assert_array_equal(second[name], value, err_msg=name)
     rows = np.arange(9, 60)
     features = ln_flux_data(table["flux"], table["flux_err"]).features[rows]
-    expected = trained.confidences(confidence_features(
-        {name: value[rows] for name, value in first.items()}, features,
-        np.isfinite(table["plx"][rows])))
-    np.testing.assert_allclose(np.column_stack([first[name][rows] for name in CONFIDENCES]),
-                               expected, atol=1e-3)
-    changed = (first["teff_confidence"] != inferred["teff_confidence"])
+    expected = trained.confidences(
+        confidence_features(
+            {name: value[rows] for name, value in first.items()},
+            features,
+            np.isfinite(table["plx"][rows]),
+        )
+    )
+    np.testing.assert_allclose(
+        np.column_stack([first[name][rows] for name in CONFIDENCES]), expected, atol=1e-3
+    )
+    changed = first["teff_confidence"] != inferred["teff_confidence"]
     assert changed[9:].all()
 
 
@@ -414,8 +451,9 @@ def scored():
     """(est, err, label, label_err) of 500 stars, heavy tails, some without an estimate."""
     rng = np.random.default_rng(7)
     n = 500
-    label = np.column_stack([rng.uniform(3.5, 7, n), rng.normal(-0.3, 0.4, n),
-                             rng.uniform(0, 5, n)])
+    label = np.column_stack(
+        [rng.uniform(3.5, 7, n), rng.normal(-0.3, 0.4, n), rng.uniform(0, 5, n)]
+    )
     label_err = rng.uniform(0.01, 0.05, (n, 3))
     err = rng.uniform(0.02, 0.1, (n, 6))
     est = np.zeros((n, 6))
@@ -480,19 +518,36 @@ def test_accuracy_equals_that_of_the_independent_scorer(scored, tmp_path, monkey
         writer.write_table({"source_id": ids} | columns)
     order = np.random.default_rng(9).permutation(500)
     with ShardWriter(tmp_path / "catalogue.h5", 500, "gdr3_source_id", {}) as writer:
-        writer.write_table({
-            "gdr3_source_id": ids[order], "stellar_params_est": est[order],
-            "stellar_params_err": err[order], "quality_flags": np.zeros(500, "u2")})
+        writer.write_table(
+            {
+                "gdr3_source_id": ids[order],
+                "stellar_params_est": est[order],
+                "stellar_params_err": err[order],
+                "quality_flags": np.zeros(500, "u2"),
+            }
+        )
     spec = importlib.util.spec_from_file_location("score", SCORE)
     score = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(score)
-    monkeypatch.setattr(sys, "argv", ["score.py", str(tmp_path / "catalogue.h5"), "--labels",
-                                      str(tmp_path / "labels.h5"), "--json"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "score.py",
+            str(tmp_path / "catalogue.h5"),
+            "--labels",
+            str(tmp_path / "labels.h5"),
+            "--json",
+        ],
+    )
     score.main()
     expected, found = json.loads(capsys.readouterr().out), accuracy(*scored)
     assert expected["finite"] == found["finite"]
-    for ours, theirs in (("all", "all"), ("giants", "giants logg<3.5"),
-                         ("dwarfs", "dwarfs logg>=3.5")):
+    for ours, theirs in (
+        ("all", "all"),
+        ("giants", "giants logg<3.5"),
+        ("dwarfs", "dwarfs logg>=3.5"),
+    ):
         assert expected[theirs]["n"] == found[ours]["n"]
         for name, label_name in zip(names, ("Teff", "[Fe/H]", "log g"), strict=True):
             assert found[ours][label_name] == pytest.approx(expected[theirs][name], rel=1e-5)

@@ -344,9 +344,7 @@ def damage_shard(data_dir, sky, how):
         write_kind(data_dir, "xp", fid, tables["xp"] | {"source_id": ids})
         return f"the first is {ids[3]}"
     elif how == "no reddening map":
-        write_kind(
-            data_dir, "reddening", fid, {"gdr3_source_id": tables["xp"]["source_id"]}
-        )
+        write_kind(data_dir, "reddening", fid, {"gdr3_source_id": tables["xp"]["source_id"]})
         return "E_mean_sfd"
     return xp.name
 

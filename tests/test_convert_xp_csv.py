@@ -159,9 +159,10 @@ def test_an_odd_array_is_nan_and_its_star_is_kept_and_named(tmp_path, capsys, ol
     assert convert(write_csv(tmp_path / "in", lines), tmp_path / "data") == 0
     found, _ = read(tmp_path / "data")
     np.testing.assert_array_equal(found["source_id"], table["source_id"])
-    assert np.isnan(found["bp_coefficients"]).all(axis=1).tolist() == [False] * 2 + [True] + [
-        False
-    ] * 2
+    assert (
+        np.isnan(found["bp_coefficients"]).all(axis=1).tolist()
+        == [False] * 2 + [True] + [False] * 2
+    )
     np.testing.assert_array_equal(found["rp_coefficients"][3], table["rp_coefficients"][3])
     assert str(table["source_id"][2]) in capsys.readouterr().err
 

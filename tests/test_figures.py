@@ -32,12 +32,18 @@ def estimates(label, seed=1):
 
 def curves():
     return np.log(2 * (WAVELENGTHS / 550) ** -1.5) + 0.1 * np.tanh(XI)[:, None] * (
-        550 / WAVELENGTHS - 0.5)
+        550 / WAVELENGTHS - 0.5
+    )
 
 
 def group(name, n=100):
-    return {"group": name, "n": n, "pull_width": [1.1, 1.2, np.nan], "scatter": [0.05, 0.1, 0.2],
-            "frac_gt3": [0.01, 0.0, np.nan]}
+    return {
+        "group": name,
+        "n": n,
+        "pull_width": [1.1, 1.2, np.nan],
+        "scatter": [0.05, 0.1, 0.2],
+        "frac_gt3": [0.01, 0.0, np.nan],
+    }
 
 
 def draw_all(folder, n, damage=lambda array: array):
@@ -149,9 +155,15 @@ def test_stars_without_a_value_do_not_change_the_picture(tmp_path):
     label = labels(300)
     more = np.concatenate([label, np.full((50, 3), np.nan)])
     pictures = [
-        imread(figures.inferred_against_label(tmp_path / f"{len(x)}.png", x, estimates(x[:300])
-                                              if len(x) == 300 else
-                                              np.concatenate([estimates(label), labels(50)])))
+        imread(
+            figures.inferred_against_label(
+                tmp_path / f"{len(x)}.png",
+                x,
+                estimates(x[:300])
+                if len(x) == 300
+                else np.concatenate([estimates(label), labels(50)]),
+            )
+        )
         for x in (label, more)
     ]
     np.testing.assert_array_equal(*pictures)
@@ -172,9 +184,11 @@ def test_settings_of_matplotlib_are_those_of_before(tmp_path):
 
 
 def test_no_figure_is_left_open(tmp_path):
-    code = ("import sys, pathlib, numpy as np, figures\n"
-            "figures.kiel_diagram(pathlib.Path(sys.argv[1]), np.ones((5, 3)))\n"
-            "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot keeps figures'\n")
+    code = (
+        "import sys, pathlib, numpy as np, figures\n"
+        "figures.kiel_diagram(pathlib.Path(sys.argv[1]), np.ones((5, 3)))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot keeps figures'\n"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], cwd=ROOT, check=True)
     assert (tmp_path / "a.png").exists()
 
@@ -197,8 +211,12 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
         file.write(b"half")
         fail()
 
-    target = {"draw": (figures, "_kiel", fail), "save": (figures.Figure, "savefig", save_half),
-              "sync": (os, "fsync", fail), "rename": (os, "replace", fail)}[stage]
+    target = {
+        "draw": (figures, "_kiel", fail),
+        "save": (figures.Figure, "savefig", save_half),
+        "sync": (os, "fsync", fail),
+        "rename": (os, "replace", fail),
+    }[stage]
     monkeypatch.setattr(*target)
     with pytest.raises(OSError, match="disk full"):
         figures.kiel_diagram(path, labels(5))

@@ -57,8 +57,11 @@ MISSING = {
     "BP and photometry": [*np.flatnonzero(BP), *range(61, 66)],
 }
 RANDOM_MISSING = np.flatnonzero(np.random.default_rng(5).random(N_WL) < 0.4)
-GENERAL_MISSING = {"RP": np.flatnonzero(~BP), "random channels": RANDOM_MISSING,
-                   "all but one": np.delete(np.arange(N_WL), 20)}
+GENERAL_MISSING = {
+    "RP": np.flatnonzero(~BP),
+    "random channels": RANDOM_MISSING,
+    "all but one": np.delete(np.arange(N_WL), 20),
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +106,9 @@ def numerical_slope(function, x, step=1e-5):
 def test_network_and_its_jacobian_equal_the_equations_and_their_differences(n_layers, hidden):
     rng = np.random.default_rng(n_layers)
     mean, basis = rng.normal(size=N_WL), rng.normal(0, 0.2, (N_WL, N_WL))
-    model = FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, mean, basis, hidden,
-                      n_layers, seed=3)
+    model = FluxModel(
+        xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, mean, basis, hidden, n_layers, seed=3
+    )
     for variable in model.network_variables:
         variable.assign(variable + rng.normal(0, 0.3, variable.shape).astype("f4"))
     oracle = Oracle(StellarModel(model, make_model().noise, make_prior()))
@@ -163,7 +167,7 @@ def test_extinction_in_W1_and_W2_does_not_depend_on_xi(stellar):
     curve, slope = stellar.flux.ext_curve(np.array([-2.0, 0.0, 3.0], "f4"))
     np.testing.assert_array_equal(curve[:, WISE], np.repeat(curve[:1, WISE], 3, 0))
     np.testing.assert_array_equal(slope[:, WISE], 0)
-    assert (np.ptp(curve[:, :WISE.start], axis=0) > 0).all()
+    assert (np.ptp(curve[:, : WISE.start], axis=0) > 0).all()
 
 
 def test_slope_of_the_extinction_curve_equals_its_difference(stellar):
@@ -173,8 +177,12 @@ def test_slope_of_the_extinction_curve_equals_its_difference(stellar):
 
 
 def test_flux_of_a_wild_trial_point_is_finite(stellar):
-    flux = stellar.flux.flux(np.full((2, 3), 50, "f4"), np.array([9, -9], "f4"),
-                             np.array([1e4, 0], "f4"), np.array([-50, 90], "f4"))
+    flux = stellar.flux.flux(
+        np.full((2, 3), 50, "f4"),
+        np.array([9, -9], "f4"),
+        np.array([1e4, 0], "f4"),
+        np.array([-50, 90], "f4"),
+    )
     assert np.isfinite(flux).all()
 
 
@@ -184,9 +192,10 @@ def test_first_extinction_curve_is_the_documented_power_law():
 
 def test_initial_weights_follow_the_seed_and_predict_the_mean():
     mean = np.linspace(1, 3, N_WL)
-    a, b, c = (FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, mean, hidden=8,
-                         seed=s)
-               for s in (1, 1, 2))
+    a, b, c = (
+        FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, mean, hidden=8, seed=s)
+        for s in (1, 1, 2)
+    )
     z = np.random.default_rng(0).normal(size=(20, 3)).astype("f4")
     np.testing.assert_array_equal(a.ln_flux(z), b.ln_flux(z))
     assert not np.allclose(a.ln_flux(z), c.ln_flux(z))
@@ -218,8 +227,13 @@ def test_ln_fluxes_equal_their_definition_also_where_negative_or_missing(observe
     for i in range(len(observed)):
         star = Star(observed, i)
         for name in ("value", "rel_err", "used", "features"):
-            np.testing.assert_allclose(getattr(found, name)[i], getattr(star, name), rtol=1e-5,
-                                       atol=1e-6, err_msg=f"{name} of star {i}")
+            np.testing.assert_allclose(
+                getattr(found, name)[i],
+                getattr(star, name),
+                rtol=1e-5,
+                atol=1e-6,
+                err_msg=f"{name} of star {i}",
+            )
 
 
 def test_flux_below_0p7_sigma_counts_as_0p7_sigma():
@@ -238,13 +252,17 @@ def test_star_without_any_flux_has_finite_ln_fluxes_and_features():
 @pytest.mark.parametrize("value", [0.0, -7.0, 1e30, np.nan, np.inf])
 def test_flux_of_a_missing_channel_does_not_matter(observed, value):
     flux = np.where(np.isfinite(observed.flux_err), observed.flux, value)
-    for a, b in zip(vars(ln_flux_data(observed.flux, observed.flux_err)).values(),
-                    vars(ln_flux_data(flux, observed.flux_err)).values(), strict=True):
+    for a, b in zip(
+        vars(ln_flux_data(observed.flux, observed.flux_err)).values(),
+        vars(ln_flux_data(flux, observed.flux_err)).values(),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("flux", "err"), [(np.nan, 1), (np.inf, 1), (1, np.nan), (1, np.inf),
-                                           (1, 0), (1, -1), (0, 0)])
+@pytest.mark.parametrize(
+    ("flux", "err"), [(np.nan, 1), (np.inf, 1), (1, np.nan), (1, np.inf), (1, 0), (1, -1), (0, 0)]
+)
 def test_flux_that_is_no_measurement_is_not_used(flux, err):
     fluxes, errors = np.ones((1, N_WL)), np.ones((1, N_WL))
     fluxes[0, 9], errors[0, 9] = flux, err
@@ -259,8 +277,9 @@ def test_flux_that_is_no_measurement_is_not_used(flux, err):
 
 def whitening(noise, inputs, used, general):
     z, ext, rel_err, features = inputs
-    s, ln_det = noise.whitening(*(tf.constant(x, tf.float32) for x in (
-        z, ext, rel_err, used, features)), general)
+    s, ln_det = noise.whitening(
+        *(tf.constant(x, tf.float32) for x in (z, ext, rel_err, used, features)), general
+    )
     return s.numpy(), ln_det.numpy()
 
 
@@ -275,21 +294,27 @@ def assert_same_precision(s, expected, tolerance=2e-4):
     found = s.astype("f8").T @ s
     scale = np.sqrt(np.diag(expected))
     scale = np.where(scale > 0, scale, 1.0)
-    np.testing.assert_allclose(found / np.outer(scale, scale), expected / np.outer(scale, scale),
-                               atol=tolerance)
+    np.testing.assert_allclose(
+        found / np.outer(scale, scale), expected / np.outer(scale, scale), atol=tolerance
+    )
 
 
-@pytest.mark.parametrize(("pattern", "general"), [
-    *((pattern, False) for pattern in MISSING),
-    *((pattern, True) for pattern in ("nothing", "WISE", "BP", *GENERAL_MISSING)),
-])
-def test_whitening_is_that_of_the_used_block_of_the_covariance(stellar, oracle, noise_inputs,
-                                                               pattern, general):
+@pytest.mark.parametrize(
+    ("pattern", "general"),
+    [
+        *((pattern, False) for pattern in MISSING),
+        *((pattern, True) for pattern in ("nothing", "WISE", "BP", *GENERAL_MISSING)),
+    ],
+)
+def test_whitening_is_that_of_the_used_block_of_the_covariance(
+    stellar, oracle, noise_inputs, pattern, general
+):
     used = used_without((MISSING | GENERAL_MISSING)[pattern])
     s, ln_det = whitening(stellar.noise, noise_inputs, used, general)
     for i, (z, ext, rel_err, features) in enumerate(zip(*noise_inputs, strict=True)):
         expected, expected_ln_det = oracle.precision(
-            *(x.astype("f8") for x in (z, ext, rel_err, used[i], features)))
+            *(x.astype("f8") for x in (z, ext, rel_err, used[i], features))
+        )
         assert_same_precision(s[i], expected)
         np.testing.assert_allclose(ln_det[i], expected_ln_det, atol=2e-3)
 
@@ -346,9 +371,12 @@ def test_larger_reported_errors_widen_every_variance(stellar, noise_inputs):
 def test_whitening_of_a_wild_star_is_finite(stellar):
     n = 3
     s, ln_det = stellar.noise.whitening(
-        tf.constant([[50.0] * 3, [-50.0] * 3, [0.0] * 3]), tf.constant([1e4, 0.0, 0.0]),
-        tf.fill((n, N_WL), 1e3), tf.ones((n, N_WL)),
-        tf.constant([[1e6, 1e3], [-1e6, -1e3], [0.0, 0.0]]))
+        tf.constant([[50.0] * 3, [-50.0] * 3, [0.0] * 3]),
+        tf.constant([1e4, 0.0, 0.0]),
+        tf.fill((n, N_WL), 1e3),
+        tf.ones((n, N_WL)),
+        tf.constant([[1e6, 1e3], [-1e6, -1e3], [0.0, 0.0]]),
+    )
     assert np.isfinite(s).all()
     assert np.isfinite(ln_det).all()
 
@@ -396,7 +424,8 @@ def nuisances():
 def test_marginal_chi2_equals_the_dense_one_in_float32_with_a_column_of_300_sigma(nuisances):
     residual, columns = nuisances
     chi2, amplitude, inverse, ln_det = (
-        x.numpy() for x in marginal_chi2(*(tf.constant(x, tf.float32) for x in nuisances)))
+        x.numpy() for x in marginal_chi2(*(tf.constant(x, tf.float32) for x in nuisances))
+    )
     for i in range(len(residual)):
         expected, expected_ln_det = dense_chi2(residual[i], columns[i])
         np.testing.assert_allclose(chi2[i], expected, rtol=1e-4)
@@ -423,17 +452,21 @@ def test_gradients_of_marginal_chi2_equal_differences_of_the_dense_one(nuisances
     variables = [tf.Variable(x[None], dtype=tf.float32) for x in (residual, columns)]
     with tf.GradientTape() as tape:
         chi2, amplitude, inverse, ln_det = marginal_chi2(*variables)
-        loss = {"chi2": tf.reduce_sum(weight[:, 0].astype("f4") * chi2),
-                "ln_det": tf.reduce_sum(ln_det),
-                "amplitude": tf.reduce_sum(weight.astype("f4") * amplitude),
-                "inverse": tf.reduce_sum(weight.astype("f4") * inverse[:, :3])}[part]
+        loss = {
+            "chi2": tf.reduce_sum(weight[:, 0].astype("f4") * chi2),
+            "ln_det": tf.reduce_sum(ln_det),
+            "amplitude": tf.reduce_sum(weight.astype("f4") * amplitude),
+            "inverse": tf.reduce_sum(weight.astype("f4") * inverse[:, :3]),
+        }[part]
     found = tape.gradient(loss, variables, unconnected_gradients="zero")
     by_residual = numerical_slope(lambda x: dense(x.reshape(3, N_WL), columns), residual.ravel())
-    by_columns = numerical_slope(lambda x: dense(residual, x.reshape(6, N_WL)), columns.ravel(),
-                                 1e-4)
+    by_columns = numerical_slope(
+        lambda x: dense(residual, x.reshape(6, N_WL)), columns.ravel(), 1e-4
+    )
     for gradient, expected in zip(found, (by_residual, by_columns), strict=True):
-        np.testing.assert_allclose(gradient.numpy().ravel(), expected,
-                                   atol=1e-4 + 1e-3 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            gradient.numpy().ravel(), expected, atol=1e-4 + 1e-3 * np.abs(expected).max()
+        )
 
 
 def test_student_misfit_is_that_of_the_multivariate_t_distribution():
@@ -466,8 +499,9 @@ def points():
 def test_prior_density_is_that_of_scipy(prior, oracle, points):
     expected = oracle.ln_prior_z(points.astype("f8"))
     np.testing.assert_allclose(prior.ln_density_z(points), expected, atol=1e-4)
-    np.testing.assert_allclose(prior.ln_density(points), expected - np.log(THETA_SCALE).sum(),
-                               atol=1e-4)
+    np.testing.assert_allclose(
+        prior.ln_density(points), expected - np.log(THETA_SCALE).sum(), atol=1e-4
+    )
 
 
 def test_prior_integrates_to_1_per_kK_dex_dex(prior):
@@ -519,8 +553,9 @@ def labels(prior):
 
 
 def test_prior_fit_is_repeatable(labels):
-    first, second, other = (fit_prior(labels, THETA_MEAN, THETA_SCALE, 4, seed).to_arrays()
-                            for seed in (0, 0, 1))
+    first, second, other = (
+        fit_prior(labels, THETA_MEAN, THETA_SCALE, 4, seed).to_arrays() for seed in (0, 0, 1)
+    )
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
     assert not np.array_equal(first["prior_means"], other["prior_means"])
@@ -557,8 +592,11 @@ def test_model_restored_from_its_arrays_predicts_the_same(stellar, stars, noise_
     np.testing.assert_array_equal(restored.prior.ln_density(z), stellar.prior.ln_density(z))
     assert restored.prior.ln_prior_floor == stellar.prior.ln_prior_floor
     np.testing.assert_array_equal(restored.flux.standardise(z), stellar.flux.standardise(z))
-    for a, b in zip(whitening(restored.noise, noise_inputs, used_without([61]), False),
-                    whitening(stellar.noise, noise_inputs, used_without([61]), False), strict=True):
+    for a, b in zip(
+        whitening(restored.noise, noise_inputs, used_without([61]), False),
+        whitening(stellar.noise, noise_inputs, used_without([61]), False),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
     assert restored.to_arrays().keys() == arrays.keys()
 
@@ -566,11 +604,19 @@ def test_model_restored_from_its_arrays_predicts_the_same(stellar, stars, noise_
 @pytest.mark.parametrize("kwargs", [{"hidden": 5, "n_layers": 1}, {"hidden": 9, "n_layers": 4}])
 def test_networks_of_other_sizes_are_restored(kwargs):
     rng = np.random.default_rng(0)
-    model = FluxModel(xp_utils.SAMPLE_WAVELENGTHS, THETA_MEAN, THETA_SCALE, rng.normal(size=N_WL),
-                      rng.normal(size=(N_WL, N_WL)), seed=5, **kwargs)
+    model = FluxModel(
+        xp_utils.SAMPLE_WAVELENGTHS,
+        THETA_MEAN,
+        THETA_SCALE,
+        rng.normal(size=N_WL),
+        rng.normal(size=(N_WL, N_WL)),
+        seed=5,
+        **kwargs,
+    )
     z = rng.normal(size=(4, 3)).astype("f4")
-    np.testing.assert_array_equal(FluxModel.from_arrays(model.to_arrays()).ln_flux(z),
-                                  model.ln_flux(z))
+    np.testing.assert_array_equal(
+        FluxModel.from_arrays(model.to_arrays()).ln_flux(z), model.ln_flux(z)
+    )
 
 
 @pytest.mark.parametrize("name", ["w_out", "noise_base", "prior_means", "theta_scale"])
@@ -582,8 +628,11 @@ def test_missing_array_is_told(stellar, name):
 
 
 def test_arrays_of_the_parts_do_not_share_names(stellar):
-    parts = [stellar.flux.to_arrays(), stellar.prior.to_arrays(),
-             {v.name.split(":")[0]: v for v in stellar.noise.variables}]
+    parts = [
+        stellar.flux.to_arrays(),
+        stellar.prior.to_arrays(),
+        {v.name.split(":")[0]: v for v in stellar.noise.variables},
+    ]
     names = [name for part in parts for name in part]
     assert len(names) == len(set(names))
     assert len(names) == len(stellar.to_arrays()) - 2  # and the noise model's two constants
@@ -625,21 +674,29 @@ def test_saved_model_equals_the_model_where_the_project_is_not_installed(tmp_pat
     np.savez(tmp_path / "in.npz", theta=theta, xi=xi, E=ext, plx=plx)
     (tmp_path / "use.py").write_text(textwrap.dedent(USE_EXPORT))
     arguments = [tmp_path / "use.py", tmp_path / "saved", tmp_path / "in.npz", tmp_path / "out.npz"]
-    run = subprocess.run([sys.executable, "-I", *map(str, arguments)], cwd=tmp_path,
-                         capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-I", *map(str, arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     found = np.load(tmp_path / "out.npz")
     expected = {
-        "intrinsic": model.ln_flux(z), "curve": np.log(model.ext_curve(xi)[0]),
-        "obs": model.flux(*stars), "keywords": model.flux(*stars),
+        "intrinsic": model.ln_flux(z),
+        "curve": np.log(model.ext_curve(xi)[0]),
+        "obs": model.flux(*stars),
+        "keywords": model.flux(*stars),
         "observed": model.flux(z, 0 * xi, ext, ln_plx),
     }
     np.testing.assert_allclose(found["wavelengths"], xp_utils.SAMPLE_WAVELENGTHS, rtol=1e-6)
     np.testing.assert_array_equal(found["ln_curve"], model.ln_ext_curve.numpy())
     assert len(found.files) == 2 + 4 * len(expected)
     for key in set(found.files) - {"wavelengths", "ln_curve"}:
-        np.testing.assert_allclose(found[key], expected[key.split("_")[-1]], rtol=1e-4, atol=1e-5,
-                                   err_msg=key)
+        np.testing.assert_allclose(
+            found[key], expected[key.split("_")[-1]], rtol=1e-4, atol=1e-5, err_msg=key
+        )
 
 
 # -------------------------------------------------------------------------- the direct estimate
@@ -662,10 +719,16 @@ def direct(seen):
 
 def test_direct_inputs_do_not_know_the_distance(stellar):
     data, _ = mock_stars(stellar, 30, seed=9)
-    far = replaced(data, flux=data.flux / 4, flux_err=data.flux_err / 4, plx=data.plx / 2,
-                   plx_err=data.plx_err / 2)
-    near, far = (direct_inputs(ln_flux_data(d.flux, d.flux_err), d.plx, d.plx_err)
-                 for d in (data, far))
+    far = replaced(
+        data,
+        flux=data.flux / 4,
+        flux_err=data.flux_err / 4,
+        plx=data.plx / 2,
+        plx_err=data.plx_err / 2,
+    )
+    near, far = (
+        direct_inputs(ln_flux_data(d.flux, d.flux_err), d.plx, d.plx_err) for d in (data, far)
+    )
     np.testing.assert_allclose(far, near, atol=1e-4)
 
 
@@ -674,10 +737,10 @@ def test_direct_inputs_of_what_is_missing_are_nan_and_told(seen):
     used = used_fluxes(data.flux, data.flux_err)
     np.testing.assert_array_equal(np.isfinite(inputs[:, :N_WL]), used)
     known = np.isfinite(data.plx)
-    np.testing.assert_array_equal(np.isfinite(inputs[:, N_WL + 1:N_WL + 3]).all(1), known)
+    np.testing.assert_array_equal(np.isfinite(inputs[:, N_WL + 1 : N_WL + 3]).all(1), known)
     np.testing.assert_array_equal(inputs[:, -1], known)
-    np.testing.assert_array_equal(inputs[:, -6:-1], used[:, xp_utils.N_XP:])
-    np.testing.assert_allclose(inputs[:, -7], used[:, :xp_utils.N_XP].mean(1), rtol=1e-6)
+    np.testing.assert_array_equal(inputs[:, -6:-1], used[:, xp_utils.N_XP :])
+    np.testing.assert_allclose(inputs[:, -7], used[:, : xp_utils.N_XP].mean(1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("plx", [-3.0, 0.0, 0.1, 0.5])
@@ -748,5 +811,6 @@ def test_threads_set_after_tensorflow_began_are_left_and_told(caplog):
 
 def test_mixture_prior_restored_from_its_arrays_draws_the_same(prior):
     restored = MixturePrior.from_arrays(prior.to_arrays())
-    np.testing.assert_array_equal(restored.sample(9, np.random.default_rng(0)),
-                                  prior.sample(9, np.random.default_rng(0)))
+    np.testing.assert_array_equal(
+        restored.sample(9, np.random.default_rng(0)), prior.sample(9, np.random.default_rng(0))
+    )

@@ -59,8 +59,14 @@ def not_positive_definite():
     singular = (vectors * (values * [0, 1, 1, 1, 1, 1])) @ vectors.T
     infinite, nan = np.eye(6), np.eye(6)
     infinite[2, 2], nan[1, 4] = np.inf, np.nan
-    return {"one negative eigenvalue": negative, "singular": singular, "zero": np.zeros((6, 6)),
-            "negative diagonal": -np.eye(6), "infinite": infinite, "NaN": nan}
+    return {
+        "one negative eigenvalue": negative,
+        "singular": singular,
+        "zero": np.zeros((6, 6)),
+        "negative diagonal": -np.eye(6),
+        "infinite": infinite,
+        "NaN": nan,
+    }
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -140,19 +146,23 @@ def test_covariance_is_the_second_moment_of_both_modes_about_the_best(solver, so
     in_u = [np.linalg.inv(s.hessian.astype("f8")) for s in (solution, second)]
     shares = []
     for i in range(20):
-        evidence = [np.exp(-s.phi[i].astype("f8")) * np.sqrt(np.linalg.det(c[i]))
-                    for s, c in zip((solution, second), in_u, strict=True)]
+        evidence = [
+            np.exp(-s.phi[i].astype("f8")) * np.sqrt(np.linalg.det(c[i]))
+            for s, c in zip((solution, second), in_u, strict=True)
+        ]
         share = evidence[1] / sum(evidence)
         n = 400_000
         from_second = rng.random(n) < share
-        draws = np.where(from_second[:, None], *(
-            rng.multivariate_normal(mode.est[i], mode.cov[i], n) for mode in modes[::-1]))
+        draws = np.where(
+            from_second[:, None],
+            *(rng.multivariate_normal(mode.est[i], mode.cov[i], n) for mode in modes[::-1]),
+        )
         from_best = draws - modes[0].est[i]
         moment = from_best.T @ from_best / n
         size = np.sqrt(np.outer(np.diag(moment), np.diag(moment)))
         np.testing.assert_allclose(found.cov[i] / size, moment / size, atol=0.015)
         shares.append(share)
-    assert np.sum(np.abs(np.array(shares) - 0.5) < 0.4) > 8      # of stars where both count
+    assert np.sum(np.abs(np.array(shares) - 0.5) < 0.4) > 8  # of stars where both count
     np.testing.assert_array_equal(found.est, estimates(solution, solver.model).est)
     np.testing.assert_allclose(found.est, physical(solution.u, flux))
 
@@ -196,7 +206,7 @@ def test_needed_factors_are_those_that_the_errors_are_too_small_by():
     rng, sizes = np.random.default_rng(2), np.array([0.8, 1.0, 1.3])
     est, err = rng.normal(size=(200_000, 3)), rng.uniform(0.5, 2, (200_000, 3))
     truth = est + sizes * err * rng.normal(size=est.shape)
-    truth[7, 1] = err[8, 2] = np.nan                        # stars without an answer do not count
+    truth[7, 1] = err[8, 2] = np.nan  # stars without an answer do not count
     np.testing.assert_allclose(needed_error_factors(est, err, truth), sizes, rtol=0.01)
 
 
@@ -242,13 +252,16 @@ def test_pool_of_full_weights_is_the_product_of_both_gaussians(solution):
     for i in range(20):
         precision = solution.hessian[i].astype("f8")
         extra = np.diag(np.append(sigma[i] ** -2, np.zeros(3)))
-        mean = np.linalg.solve(precision + extra, precision @ solution.u[i]
-                               + extra @ np.append(z[i], np.zeros(3)))
-        np.testing.assert_allclose(linear(found.u[i] - solution.u[i]), mean - solution.u[i],
-                                   atol=1e-4)
+        mean = np.linalg.solve(
+            precision + extra, precision @ solution.u[i] + extra @ np.append(z[i], np.zeros(3))
+        )
+        np.testing.assert_allclose(
+            linear(found.u[i] - solution.u[i]), mean - solution.u[i], atol=1e-4
+        )
         grown = in_physical_units(found.u[i] - solution.u[i])
-        np.testing.assert_allclose(found.hessian[i] / np.outer(grown, grown), precision + extra,
-                                   rtol=1e-4)
+        np.testing.assert_allclose(
+            found.hessian[i] / np.outer(grown, grown), precision + extra, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("weights", [(0.4, 0.5), (0.9, 0.05), (0.1, 1.0)])
@@ -259,13 +272,16 @@ def test_pool_is_the_logarithmic_pool_of_the_type_and_leaves_the_rest_given_it(s
     own, new = (np.linalg.inv(c[:, :3, :3]) for c in (before, after))
     extra = sigma[:, :, None] ** -2 * np.eye(3)
     np.testing.assert_allclose(new, weights[0] * own + weights[1] * extra, rtol=1e-3, atol=1e-4)
-    slopes = [np.linalg.solve(s.hessian[:, 3:, 3:].astype("f8"), s.hessian[:, 3:, :3])
-              for s in (solution, found)]
+    slopes = [
+        np.linalg.solve(s.hessian[:, 3:, 3:].astype("f8"), s.hessian[:, 3:, :3])
+        for s in (solution, found)
+    ]
     unit = in_physical_units(found.u - solution.u)[:, 3:, None]
     np.testing.assert_allclose(unit * slopes[1], slopes[0], rtol=1e-4)
     moved = linear((found.u - solution.u).astype("f8"))
-    np.testing.assert_allclose(moved[:, 3:], -np.einsum("nij,nj->ni", slopes[0], moved[:, :3]),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        moved[:, 3:], -np.einsum("nij,nj->ni", slopes[0], moved[:, :3]), atol=1e-5
+    )
 
 
 def test_pool_with_the_model_alone_changes_nothing(solution):
@@ -275,8 +291,9 @@ def test_pool_with_the_model_alone_changes_nothing(solution):
 
 
 @pytest.mark.parametrize("there", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize(("first", "other"), [((0.02, 0.05), (0.5, 1.2)),
-                                              ((0.5, 1.2), (0.02, 0.05))])
+@pytest.mark.parametrize(
+    ("first", "other"), [((0.02, 0.05), (0.5, 1.2)), ((0.5, 1.2), (0.02, 0.05))]
+)
 def test_pool_of_two_modes_stays_between_them(solver, there, first, other):
     """A giant and a dwarf, whose dust and parallaxes differ by 24, and a direct estimate between
     the two or at the second: neither E nor parallax goes beyond it, nor do their errors."""

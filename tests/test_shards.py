@@ -533,9 +533,7 @@ def test_sparse_rows_of_a_large_shard_are_their_own(tmp_path, chunk_size):
 def test_every_shard_is_in_exactly_one_part_which_never_moves(tmp_path):
     fids = fid_list(60)
     touch_shards(tmp_path, fids)
-    parts = [
-        shards.select_fids(arguments(tmp_path, "--partition", 4, k), "xp") for k in range(4)
-    ]
+    parts = [shards.select_fids(arguments(tmp_path, "--partition", 4, k), "xp") for k in range(4)]
     assert sorted(fid for part in parts for fid in part) == fids
     assert all(parts)
     for fid in fids[::2]:
@@ -547,9 +545,7 @@ def test_every_shard_is_in_exactly_one_part_which_never_moves(tmp_path):
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_slurm_array_tasks_cover_the_shards_wherever_the_array_starts(
-    tmp_path, monkeypatch, first
-):
+def test_slurm_array_tasks_cover_the_shards_wherever_the_array_starts(tmp_path, monkeypatch, first):
     touch_shards(tmp_path, fid_list(20))
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", str(first))

@@ -43,8 +43,9 @@ def test_chi2_at_the_truth_is_that_of_the_students_t(model, simulated):
         precision, _ = oracle.noise_at(u[i], star)
         residual = star.value - oracle.mu(u[i].astype("f8"))
         n = star.used.sum()
-        share.append(stats.f.cdf(residual @ precision @ residual / n, n,
-                                 np.exp(oracle.a["noise_ln_nu"])))
+        share.append(
+            stats.f.cdf(residual @ precision @ residual / n, n, np.exp(oracle.a["noise_ln_nu"]))
+        )
     assert stats.kstest(share, "uniform").pvalue > 0.01
 
 
@@ -57,8 +58,11 @@ def test_errors_missing_bands_and_brightness_are_those_of_real_stars(model, host
     np.testing.assert_allclose(found.rel_err, real.rel_err, rtol=1e-4)
     np.testing.assert_allclose(found.features[:, 1], real.features[:, 1], atol=1e-3)
     ext = np.exp(u[:, LN_E])
-    clean = (model.flux.ln_flux(u[:, Z]) - ext[:, None] * model.flux.ext_curve(u[:, XI])[0]
-             + 2 * u[:, LN_PLX, None]).numpy()
+    clean = (
+        model.flux.ln_flux(u[:, Z])
+        - ext[:, None] * model.flux.ext_curve(u[:, XI])[0]
+        + 2 * u[:, LN_PLX, None]
+    ).numpy()
     exact = ln_flux_data(np.exp(clean), np.where(real.used > 0, 0.01, np.inf) * np.exp(clean))
     np.testing.assert_allclose(exact.features[:, 0], real.features[:, 0], atol=1e-4)
 
@@ -96,8 +100,9 @@ def test_true_over_observed_parallax_has_the_density_of_the_posterior():
 
 
 def test_seed_alone_decides(model, hosts):
-    one, other, third = (simulate(model, hosts, 8, True, np.random.default_rng(seed))
-                         for seed in (5, 5, 6))
+    one, other, third = (
+        simulate(model, hosts, 8, True, np.random.default_rng(seed)) for seed in (5, 5, 6)
+    )
     for name in one[0]:
         np.testing.assert_array_equal(one[0][name], other[0][name])
     np.testing.assert_array_equal(one[1], other[1])

@@ -74,8 +74,9 @@ def varied(mocks):
     """12 stars, most with something missing or odd: `StarData`, and their true u."""
     data, u = mocks[0].take(slice(0, 12)), mocks[1][:12]
     flux, err, plx, plx_err = (x.copy() for x in (data.flux, data.flux_err, data.plx, data.plx_err))
-    for i, missing in enumerate(([], WISE, [61], range(61, 66), BP, [*BP, *WISE], RP, [30, 40, 63],
-                                 [0, 1], [])):
+    for i, missing in enumerate(
+        ([], WISE, [61], range(61, 66), BP, [*BP, *WISE], RP, [30, 40, 63], [0, 1], [])
+    ):
         err[i, list(missing)] = np.inf
     flux[9, :3] = -flux[9, :3]
     plx[10] = plx_err[10] = np.nan
@@ -90,8 +91,12 @@ def slope(function, x, step=1e-4):
 
 
 def curvature(function, x, step=1e-3):
-    hessian = np.array([(slope(function, x + d) - slope(function, x - d)) / (2 * step)
-                        for d in step * np.eye(len(x))])
+    hessian = np.array(
+        [
+            (slope(function, x + d) - slope(function, x - d)) / (2 * step)
+            for d in step * np.eye(len(x))
+        ]
+    )
     return (hessian + hessian.T) / 2
 
 
@@ -150,16 +155,23 @@ def test_gradient_equals_differences_of_the_oracle(star_solver, oracle, varied):
     padded = np.concatenate([u0, np.repeat(u0[:1], star_solver.batch_size - len(u0), 0)])
     batch = star_solver.batch(data, rows)
     whitening, ln_det = star_solver.model.noise.whitening(
-        padded[:, Z], np.exp(padded[:, LN_E]), batch["rel_err"], batch["used"],
-        batch["features"], general=True)
-    u, _, gradient, _, _ = (x.numpy() for x in star_solver._evaluate(
-        tf.constant(padded.T), batch, whitening, ln_det))
+        padded[:, Z],
+        np.exp(padded[:, LN_E]),
+        batch["rel_err"],
+        batch["used"],
+        batch["features"],
+        general=True,
+    )
+    u, _, gradient, _, _ = (
+        x.numpy() for x in star_solver._evaluate(tf.constant(padded.T), batch, whitening, ln_det)
+    )
     for i in rows:
         star = Star(data, i)
         noise = oracle.noise_at(u0[i], star)
         expected = slope(lambda x, a=star, b=noise: oracle.phi(x, a, b), u[:, i].astype("f8"))
-        np.testing.assert_allclose(gradient[:, i], expected, rtol=2e-3,
-                                   atol=2e-3 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            gradient[:, i], expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max()
+        )
 
 
 def test_labelled_objective_equals_the_oracle(model, oracle, varied):
@@ -200,11 +212,24 @@ def test_optimum_is_not_beaten_by_scipy_from_several_starts(star_solver, oracle,
         star = Star(data, i)
         noise = oracle.noise_at(u0[i], star)
         assert found.phi[i] == pytest.approx(oracle.phi(found.u[i], star, noise), abs=0.01)
-        starts = [found.u[i], truth[i], *(np.append(z, [0.0, -1.0, np.log(star.plx)])
-                                          for z in star_solver.model.prior.sample(2, rng))]
-        lowest = min(optimize.minimize(oracle.phi, start, (star, noise), options={"maxiter": 100},
-                                       bounds=list(zip(LOWER, UPPER, strict=True))).fun
-                     for start in starts)
+        starts = [
+            found.u[i],
+            truth[i],
+            *(
+                np.append(z, [0.0, -1.0, np.log(star.plx)])
+                for z in star_solver.model.prior.sample(2, rng)
+            ),
+        ]
+        lowest = min(
+            optimize.minimize(
+                oracle.phi,
+                start,
+                (star, noise),
+                options={"maxiter": 100},
+                bounds=list(zip(LOWER, UPPER, strict=True)),
+            ).fun
+            for start in starts
+        )
         assert found.phi[i] < lowest + 0.1
 
 
@@ -231,8 +256,9 @@ def test_stars_drawn_from_the_model_are_recovered_within_their_errors(model, moc
     assert np.median(best.chi2) == pytest.approx(N_WL - 6, abs=2)  # six parameters
 
 
-def test_flux_errors_larger_than_usual_give_larger_parameter_errors(star_solver, model, mocks,
-                                                                    solved):
+def test_flux_errors_larger_than_usual_give_larger_parameter_errors(
+    star_solver, model, mocks, solved
+):
     data = mocks[0].take(slice(0, 60))
     worse = star_solver.solve(replaced(data, flux_err=4 * data.flux_err))[0]
     ratio = errors(worse, model)[:, :3] / errors(solved[0], model)[:60, :3]
@@ -247,15 +273,16 @@ def test_order_of_the_stars_does_not_matter(star_solver, mocks, solved):
     again = star_solver.solve(mocks[0].take(order))
     for a, b in zip(solved, again, strict=True):
         for name, value in vars(a).items():
-            np.testing.assert_allclose(getattr(b, name), value[order], rtol=1e-4, atol=1e-4,
-                                       err_msg=name)
+            np.testing.assert_allclose(
+                getattr(b, name), value[order], rtol=1e-4, atol=1e-4, err_msg=name
+            )
 
 
 @pytest.mark.parametrize("n", [1, 7])
 def test_padding_of_the_batch_does_not_matter(star_solver, mocks, solved, n):
     alone = star_solver.solve(mocks[0].take(slice(40, 40 + n)))[0]
-    np.testing.assert_allclose(alone.u, solved[0].u[40:40 + n], atol=1e-4)
-    np.testing.assert_allclose(alone.phi, solved[0].phi[40:40 + n], atol=1e-3)
+    np.testing.assert_allclose(alone.u, solved[0].u[40 : 40 + n], atol=1e-4)
+    np.testing.assert_allclose(alone.phi, solved[0].phi[40 : 40 + n], atol=1e-3)
 
 
 def test_neighbours_of_impossible_stars_are_unharmed(star_solver, mocks, solved):
@@ -287,12 +314,13 @@ def test_values_of_points_are_those_of_the_descent(star_solver, varied, general)
     rows = np.flatnonzero(projectable(data.observed.used > 0) != general)
     rng = np.random.default_rng(4)
     points = truth[rows, None].astype("f4") + 0.1 * rng.normal(size=(len(rows), 11, 6)).astype("f4")
-    expected = np.stack([star_solver.minimise(data, points[:, k], 0, rows, points[:, 0]).phi
-                         for k in range(11)], 1)
+    expected = np.stack(
+        [star_solver.minimise(data, points[:, k], 0, rows, points[:, 0]).phi for k in range(11)], 1
+    )
     padded = points[star_solver._padding(len(rows))].transpose(1, 2, 0)
     batch = star_solver.batch(data, rows)
     whitening, _ = star_solver._curvature_tf(tf.constant(padded[0]), batch, general)
-    found = star_solver._values_tf(tf.constant(padded), batch, whitening).numpy().T[:len(rows)]
+    found = star_solver._values_tf(tf.constant(padded), batch, whitening).numpy().T[: len(rows)]
     assert len(rows) > 1
     np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], atol=0.02)
 
@@ -302,7 +330,8 @@ def test_curvature_over_a_sigma_is_that_of_the_flatter_side_where_that_is_less(s
     solution = star_solver.minimise(data, mocks[1][:60].astype("f4"), 60)
     before, after = (
         np.linalg.inv(star_solver.curvature(data, solution, over))[:, :LN_PLX, :LN_PLX]
-        for over in (False, True))
+        for over in (False, True)
+    )
     ratios = []
     for i, (old, new) in enumerate(zip(before, after, strict=True)):
         variance, axes = np.linalg.eigh(old)
@@ -352,24 +381,26 @@ def test_curvature_is_precise_where_brightness_is_known_a_million_times_better()
     """Its float32 Gram matrix is wrong by up to a factor of two in the errors."""
     model, n = make_model(), 20
     base = model.noise.base.numpy()
-    base[1:N_WL] = 60.0                   # the first row of W: the sum of all residuals, and more
+    base[1:N_WL] = 60.0  # the first row of W: the sum of all residuals, and more
     model.noise.base.assign(base)
     model.noise.ln_nu.assign(np.log(1e6))
     solver, exact = StarSolver(model, batch_size=32), Oracle(model)
     data, u = mock_stars(model, n, seed=3)
-    flux = np.exp([exact.mu(row) for row in u]).astype("f4")         # no residuals: Gauss-Newton is
-    data = replaced(data, flux=flux, flux_err=0.02 * flux)           # exact but for the prior
+    flux = np.exp([exact.mu(row) for row in u]).astype("f4")  # no residuals: Gauss-Newton is
+    data = replaced(data, flux=flux, flux_err=0.02 * flux)  # exact but for the prior
     solution = solver.minimise(data, u.astype("f4"), 0)
     precise, rough = (
         np.sqrt(np.einsum("nii->ni", np.linalg.inv(h.astype("f8"))))
-        for h in (solver.curvature(data, solution), solution.hessian))
+        for h in (solver.curvature(data, solution), solution.hessian)
+    )
     prior = model.prior.value_gradient_hessian(solution.u[:, Z])[2].numpy()
     expected = []
     for i in range(n):
         star, at = Star(data, i), solution.u[i].astype("f8")
         precision, _ = exact.noise_at(at, star)
-        jacobian = np.array([(exact.mu(at + d) - exact.mu(at - d)) / 2e-5
-                             for d in 1e-5 * np.eye(6)])
+        jacobian = np.array(
+            [(exact.mu(at + d) - exact.mu(at - d)) / 2e-5 for d in 1e-5 * np.eye(6)]
+        )
         hessian = jacobian @ precision @ jacobian.T
         hessian[Z, Z] += prior[i]
         plx, ivar = np.exp(at[LN_PLX]), star.plx_err**-2.0
@@ -386,8 +417,9 @@ def test_general_way_of_missing_channels_equals_the_fast_one(star_solver, varied
     rows = np.flatnonzero(projectable(np.isfinite(data.flux_err)))
     assert len(rows) > 5
     u = truth[rows].astype("f4")
-    fast, general = (star_solver._minimise_batch(data, rows, u, u, 40, way)
-                     for way in (False, True))
+    fast, general = (
+        star_solver._minimise_batch(data, rows, u, u, 40, way) for way in (False, True)
+    )
     assert_same_solution(fast, general, tolerance=5e-3)
     np.testing.assert_allclose(general.chi2, fast.chi2, rtol=5e-3)
 
@@ -423,8 +455,13 @@ def noise_blind_to_brightness(model):
 @pytest.mark.parametrize("k", [9.0, 0.04])
 def test_flux_times_k_is_parallax_times_the_root_of_k(star_solver, mocks, k):
     data, root = mocks[0].take(slice(0, 40)), np.float32(np.sqrt(k))
-    near = replaced(data, flux=np.float32(k) * data.flux, flux_err=np.float32(k) * data.flux_err,
-                    plx=root * data.plx, plx_err=root * data.plx_err)
+    near = replaced(
+        data,
+        flux=np.float32(k) * data.flux,
+        flux_err=np.float32(k) * data.flux_err,
+        plx=root * data.plx,
+        plx_err=root * data.plx_err,
+    )
     first, second = (star_solver.solve(x)[0] for x in (data, near))
     assert_same_solution(first, second, ln_plx_shift=np.log(root), tolerance=0.02)
 
@@ -434,8 +471,9 @@ def test_flux_times_k_is_parallax_times_the_root_of_k(star_solver, mocks, k):
 
 def test_star_without_parallax_is_solved_from_its_fluxes(star_solver, model, mocks):
     data, truth = mocks[0].take(slice(0, 100)), mocks[1][:100]
-    found = star_solver.solve(replaced(data, plx=np.full(100, np.nan, "f4"),
-                                       plx_err=np.full(100, np.nan, "f4")))[0]
+    found = star_solver.solve(
+        replaced(data, plx=np.full(100, np.nan, "f4"), plx_err=np.full(100, np.nan, "f4"))
+    )[0]
     assert found.converged.all()
     pull = (physical(found.u) - physical(truth)) / errors(found, model)
     assert (np.abs(np.median(pull, 0)) < 0.5).all()
@@ -443,8 +481,10 @@ def test_star_without_parallax_is_solved_from_its_fluxes(star_solver, model, moc
     assert ((width > 0.7) & (width < 1.35)).all()
 
 
-@pytest.mark.parametrize(("plx", "plx_err"), [(np.nan, 0.1), (1.0, np.nan), (1.0, np.inf),
-                                              (1.0, 0.0), (1.0, -1.0), (np.inf, 1.0)])
+@pytest.mark.parametrize(
+    ("plx", "plx_err"),
+    [(np.nan, 0.1), (1.0, np.nan), (1.0, np.inf), (1.0, 0.0), (1.0, -1.0), (np.inf, 1.0)],
+)
 def test_parallax_that_is_no_measurement_has_no_weight_and_no_use(plx, plx_err):
     value, weight = gaussian_prior([plx, 2.0], [plx_err, 0.5])
     np.testing.assert_array_equal(weight, [0.0, 4.0])
@@ -454,8 +494,9 @@ def test_parallax_that_is_no_measurement_has_no_weight_and_no_use(plx, plx_err):
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 100.0])
-def test_star_with_a_negative_parallax_has_a_finite_positive_distance(star_solver, oracle, mocks,
-                                                                      sigma):
+def test_star_with_a_negative_parallax_has_a_finite_positive_distance(
+    star_solver, oracle, mocks, sigma
+):
     data = mocks[0].take(slice(0, 10))
     data = replaced(data, plx=np.full(10, -0.3, "f4"), plx_err=np.full(10, sigma, "f4"))
     found = star_solver.solve(data)[0]
@@ -464,8 +505,7 @@ def test_star_with_a_negative_parallax_has_a_finite_positive_distance(star_solve
     again = refined(star_solver, data, found.u)
     for i in range(3):
         star = Star(data, i)
-        best = optimize.minimize(oracle.phi, again.u[i],
-                                 (star, oracle.noise_at(found.u[i], star)))
+        best = optimize.minimize(oracle.phi, again.u[i], (star, oracle.noise_at(found.u[i], star)))
         assert again.phi[i] < best.fun + 0.1
 
 
@@ -491,8 +531,10 @@ def test_star_without_dust_is_not_stuck(star_solver, oracle, model, dustless):
     for i in range(len(ext)):
         star = Star(dustless, i)
         noise = oracle.noise_at(best.u[i], star)
-        lowest = min(optimize.minimize(oracle.phi, start, (star, noise)).fun for start in (
-            found.u[i], np.concatenate([found.u[i, :4], [-3.0], found.u[i, 5:]])))
+        lowest = min(
+            optimize.minimize(oracle.phi, start, (star, noise)).fun
+            for start in (found.u[i], np.concatenate([found.u[i, :4], [-3.0], found.u[i, 5:]]))
+        )
         assert found.phi[i] < lowest + 0.05
         gradient = slope(lambda x, a=star, b=noise: oracle.phi(x, a, b), found.u[i].astype("f8"))
         assert abs(gradient[LN_E]) < 0.1
@@ -510,16 +552,16 @@ def assert_covariance_is_inverse_curvature(solver, oracle, data, tolerance):
     for i in range(len(data)):
         star = Star(data, i)
         noise = oracle.noise_at(u0[i], star)
-        hessian = curvature(lambda x, a=star, b=noise: oracle.phi(x, a, b),
-                            found.u[i].astype("f8"))
+        hessian = curvature(lambda x, a=star, b=noise: oracle.phi(x, a, b), found.u[i].astype("f8"))
         units = np.concatenate([THETA_SCALE, [1.0], np.exp(found.u[i, 4:].astype("f8"))])
         expected = np.linalg.inv(hessian) * np.outer(units, units)
         sigma = np.sqrt(np.diag(expected))
         err = result.err[i, TO_U]
         assert (np.abs(err / sigma - 1) < tolerance * np.array([1, 1, 1, 3, 1, 1])).all()
         cov, icov = (x[i][np.ix_(TO_U, TO_U)] for x in (result.cov, result.icov))
-        np.testing.assert_allclose(cov / np.outer(err, err), expected / np.outer(sigma, sigma),
-                                   atol=0.15)  # the correlations
+        np.testing.assert_allclose(
+            cov / np.outer(err, err), expected / np.outer(sigma, sigma), atol=0.15
+        )  # the correlations
         np.testing.assert_allclose(cov @ icov, np.eye(6), atol=1e-4)
 
 
@@ -527,25 +569,40 @@ def test_covariance_is_the_inverse_curvature_of_the_oracle(star_solver, oracle, 
     assert_covariance_is_inverse_curvature(star_solver, oracle, mocks[0].take(slice(0, 12)), 0.1)
 
 
-def test_covariance_with_a_precise_parallax_is_the_inverse_curvature_too(star_solver, oracle,
-                                                                         model):
+def test_covariance_with_a_precise_parallax_is_the_inverse_curvature_too(
+    star_solver, oracle, model
+):
     data, _ = mock_stars(model, 6, seed=13, plx_snr=1000.0)
     assert_covariance_is_inverse_curvature(star_solver, oracle, data, 0.1)
 
 
-def test_covariance_of_a_star_without_dust_is_the_inverse_curvature_too(star_solver, oracle,
-                                                                        dustless):
+def test_covariance_of_a_star_without_dust_is_the_inverse_curvature_too(
+    star_solver, oracle, dustless
+):
     assert_covariance_is_inverse_curvature(star_solver, oracle, dustless, 0.05)
 
 
 # ------------------------------------------------------------------ starts, modes, small functions
 
 
-@pytest.mark.parametrize(("missing", "expected"), [
-    ([], True), (BP, True), ([0], True), (WISE, True), ([*BP, 61, 65], True),
-    (range(61), True), (range(66), True), (RP, False), ([1], False), ([60], False),
-    ([30], False), ([*BP[:-1]], True), ([*BP[1:]], False),
-])
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ([], True),
+        (BP, True),
+        ([0], True),
+        (WISE, True),
+        ([*BP, 61, 65], True),
+        (range(61), True),
+        (range(66), True),
+        (RP, False),
+        ([1], False),
+        ([60], False),
+        ([30], False),
+        ([*BP[:-1]], True),
+        ([*BP[1:]], False),
+    ],
+)
 def test_fast_patterns_are_missing_blue_ends_and_photometry(missing, expected):
     used = np.ones((1, N_WL), bool)
     used[0, list(missing)] = False
@@ -553,8 +610,17 @@ def test_fast_patterns_are_missing_blue_ends_and_photometry(missing, expected):
 
 
 def test_families_are_split_where_documented():
-    theta = np.array([[4.5, -1.5, 2.0], [4.5, -0.5, 2.0], [4.8, -1.5, 3.0], [4.8, 0.0, 3.0],
-                      [5.5, 0.0, 3.9], [6.0, 0.0, 4.4], [4.0, 0.0, 4.7]])
+    theta = np.array(
+        [
+            [4.5, -1.5, 2.0],
+            [4.5, -0.5, 2.0],
+            [4.8, -1.5, 3.0],
+            [4.8, 0.0, 3.0],
+            [5.5, 0.0, 3.9],
+            [6.0, 0.0, 4.4],
+            [4.0, 0.0, 4.7],
+        ]
+    )
     np.testing.assert_array_equal(family_of(theta), [1, 0, 3, 2, 4, 5, 6])
 
 
@@ -565,8 +631,13 @@ def test_star_that_is_a_template_starts_there(model):
     ln_flux = search.ln_flux[order] - ext * search.curve + 2 * np.log(plx)
     flux = np.exp(ln_flux).astype("f4")
     stars, _ = mock_stars(model, n)
-    data = replaced(stars, flux=flux, flux_err=0.02 * flux, plx=np.full(n, plx),
-                    plx_err=np.full(n, np.float32(0.1)))
+    data = replaced(
+        stars,
+        flux=flux,
+        flux_err=0.02 * flux,
+        plx=np.full(n, plx),
+        plx_err=np.full(n, np.float32(0.1)),
+    )
     starts, tried = search.find(data, batch_size=32)
     np.testing.assert_allclose(starts[:, 0, Z], search.z[order], atol=0.7)
     exact = np.abs(starts[:, 0, Z] - search.z[order]).max(1) < 1e-6
@@ -656,8 +727,10 @@ def test_solver_follows_its_seed(model):
 
 def test_second_mode_is_the_best_of_another_family(star_solver):
     """Three stars: descents that met, two families, and none that is finite."""
-    giant, dwarf = (np.append((np.array(theta) - THETA_MEAN) / THETA_SCALE, [0, 0, 0])
-                    for theta in ([4.8, 0.0, 2.0], [4.8, 0.0, 4.6]))
+    giant, dwarf = (
+        np.append((np.array(theta) - THETA_MEAN) / THETA_SCALE, [0, 0, 0])
+        for theta in ([4.8, 0.0, 2.0], [4.8, 0.0, 4.6])
+    )
     edge = np.append((np.array([4.8, 0.0, 4.15]) - THETA_MEAN) / THETA_SCALE, [0, 0, 0])
     u = np.array([edge - 0.01, edge + 0.01, giant, dwarf, giant + 0.3, dwarf + 0.1, giant * np.nan])
     phi = np.array([5.0, 4.0, 7.0, 3.0, 2.0, 2.5, np.nan])

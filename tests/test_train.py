@@ -59,8 +59,9 @@ def stage(name="first", **changes):
 def make_trainer(table, recipe=RECIPE):
     """A `Trainer` of a table's training and calibration stars."""
     training, calibration, _ = train.split_stars(table["gdr3_source_id"], recipe)
-    return train.start_trainer(table, training, calibration, xp_utils.SAMPLE_WAVELENGTHS, recipe,
-                               None)
+    return train.start_trainer(
+        table, training, calibration, xp_utils.SAMPLE_WAVELENGTHS, recipe, None
+    )
 
 
 def snapshot(trainer):
@@ -155,8 +156,12 @@ def test_direct_estimate_is_pooled_and_the_forward_model_alone_is_told_too(demo_
     assert (columns["stellar_params_est"] != columns["model_params_est"]).any(1).all()
     scores = json.loads((demo_model.model / "validation.json").read_text())
     for name, found in (("model", scores["forward model alone"]), ("stellar", scores)):
-        expected = accuracy(columns[f"{name}_params_est"], columns[f"{name}_params_err"],
-                            columns["stellar_type"], columns["stellar_type_err"])
+        expected = accuracy(
+            columns[f"{name}_params_est"],
+            columns[f"{name}_params_err"],
+            columns["stellar_type"],
+            columns["stellar_type_err"],
+        )
         for label in ("Teff", "[Fe/H]", "log g"):
             assert found["all"][label] == pytest.approx(expected["all"][label]), (name, label)
 
@@ -202,8 +207,11 @@ def test_direct_inputs_in_training_hide_and_blur_as_told(table):
     for seed in range(20):
         inputs = trainer._direct_inputs(rows, one, np.random.default_rng(seed))
         hidden.append(1 - inputs[:, -1].mean())
-        twomass.append(1 - np.isfinite(inputs[:, n_wl - 5]).mean()
-                       / (trainer.observed.used[:, n_wl - 5] > 0).mean())
+        twomass.append(
+            1
+            - np.isfinite(inputs[:, n_wl - 5]).mean()
+            / (trainer.observed.used[:, n_wl - 5] > 0).mean()
+        )
         sharp = np.log(trainer.stars.plx_err / trainer.stars.plx)
         shown = np.isfinite(inputs[:, n_wl + 2])
         blurred = inputs[shown, n_wl + 2] > np.minimum(sharp, 0)[shown] + 1e-3
@@ -260,13 +268,17 @@ def test_held_out_stars_do_not_enter_the_training(demo_model, table, tmp_path, m
         folder = tmp_path / f"model{len(rows)}"
         assert run_train(path, folder, recipe=demo_model.recipe) == 0
         checkpoints.append(read_all(folder / "checkpoint.h5"))
-    assert_same_datasets(demo_model.model / "checkpoint.h5",
-                         tmp_path / f"model{len(held_out)}/checkpoint.h5")
-    changed = {name for name in checkpoints[0]
-               if not np.array_equal(*(c[name] for c in checkpoints), equal_nan=True)}
+    assert_same_datasets(
+        demo_model.model / "checkpoint.h5", tmp_path / f"model{len(held_out)}/checkpoint.h5"
+    )
+    changed = {
+        name
+        for name in checkpoints[0]
+        if not np.array_equal(*(c[name] for c in checkpoints), equal_nan=True)
+    }
     assert changed == {"noise_ln_level", "noise_ln_nu", "fitted_type", "rejected"}
-    for name in ("fitted_type", "rejected"):         # of the calibration stars, which come last
-        np.testing.assert_array_equal(*(c[name][:len(training)] for c in checkpoints))
+    for name in ("fitted_type", "rejected"):  # of the calibration stars, which come last
+        np.testing.assert_array_equal(*(c[name][: len(training)] for c in checkpoints))
     assert len(training) + len(calibration) + len(held_out) == len(ids)
 
 
@@ -303,9 +315,11 @@ def test_stars_with_wrong_labels_are_rejected_and_the_others_kept(demo_model, ta
     stars, n = trainer.stars, len(trainer.stars)
     rng = np.random.default_rng(3)
     with quick():  # stars as the model has them, with 1% of noise
-        ln_flux = (trainer.model.flux.ln_flux(trainer.z).numpy()
-                   - trainer.ext[:, None] * np.exp(trainer.model.flux.ln_ext_curve.numpy())
-                   + 2 * trainer.ln_plx[:, None])
+        ln_flux = (
+            trainer.model.flux.ln_flux(trainer.z).numpy()
+            - trainer.ext[:, None] * np.exp(trainer.model.flux.ln_ext_curve.numpy())
+            + 2 * trainer.ln_plx[:, None]
+        )
         stars.flux = np.exp(ln_flux + 0.01 * rng.normal(size=ln_flux.shape)).astype("f4")
         stars.flux_err = (0.01 * stars.flux).astype("f4")
         trainer.observed = ln_flux_data(stars.flux, stars.flux_err)
@@ -325,9 +339,14 @@ def test_stars_with_wrong_labels_are_rejected_and_the_others_kept(demo_model, ta
 # --- which variables are trained ------------------------------------------------------------
 @pytest.mark.parametrize(
     ("kind", "trained"),
-    [("likelihood", ["network"]), ("likelihood", ["extinction_xi", "noise"]),
-     ("posterior", ["extinction"]), ("posterior", ALL_GROUPS), ("calibration", ["noise_level"]),
-     ("direct", ["direct"])],
+    [
+        ("likelihood", ["network"]),
+        ("likelihood", ["extinction_xi", "noise"]),
+        ("posterior", ["extinction"]),
+        ("posterior", ALL_GROUPS),
+        ("calibration", ["noise_level"]),
+        ("direct", ["direct"]),
+    ],
 )
 def test_stage_trains_every_variable_of_its_groups_and_no_other(table, kind, trained):
     one = stage(kind=kind, steps=1, batch_size=10**4, train=trained, select={})
@@ -337,8 +356,9 @@ def test_stage_trains_every_variable_of_its_groups_and_no_other(table, kind, tra
         trainer.run_epoch()
     after = snapshot(trainer)
     for group in trainer.groups:
-        for old, new, variable in zip(before[group], after[group], trainer.groups[group],
-                                      strict=True):
+        for old, new, variable in zip(
+            before[group], after[group], trainer.groups[group], strict=True
+        ):
             assert np.array_equal(old, new) == (group not in trained), variable.name
     flux, noise = trainer.model.flux, trainer.model.noise
     direct = trainer.model.direct.variables if kind == "direct" else ()
@@ -363,8 +383,9 @@ def test_compiled_step_is_the_eager_step(table):
 def test_weight_decay_shrinks_matrices_alone(table, kind, group):
     trainers = []
     for decay in (0.0, 0.5):
-        one = stage(kind=kind, steps=1, batch_size=10**4, train=[group], select={},
-                    weight_decay=decay)
+        one = stage(
+            kind=kind, steps=1, batch_size=10**4, train=[group], select={}, weight_decay=decay
+        )
         trainers.append(make_trainer(table, RECIPE | {"stages": [one]}))
     before = [v.numpy() for v in trainers[0].groups[group]]
     with quick():
@@ -377,11 +398,17 @@ def test_weight_decay_shrinks_matrices_alone(table, kind, group):
         np.testing.assert_allclose(shrunk.numpy(), expected, atol=1e-6, err_msg=plain.name)
 
 
-@pytest.mark.parametrize(("kind", "groups"), [
-    ("posterior", ["network", "extinction", "extinction_xi", "noise", "noise_level"]),
-    ("likelihood", ["extinction", "extinction_xi", "noise"]),  # dF/dtheta is held in the network's
-    ("direct", ["direct"]),
-])
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [
+        ("posterior", ["network", "extinction", "extinction_xi", "noise", "noise_level"]),
+        (
+            "likelihood",
+            ["extinction", "extinction_xi", "noise"],
+        ),  # dF/dtheta is held in the network's
+        ("direct", ["direct"]),
+    ],
+)
 def test_gradients_of_the_losses_are_those_of_differences(table, kind, groups):
     import tensorflow as tf
 
@@ -398,7 +425,7 @@ def test_gradients_of_the_losses_are_those_of_differences(table, kind, groups):
         slopes = tape.gradient(value, variables)
         norm = float(tf.linalg.global_norm(slopes))
         ends = []
-        for sign in (1, -2):               # a small step along the gradient, and one back
+        for sign in (1, -2):  # a small step along the gradient, and one back
             for v, slope in zip(variables, slopes, strict=True):
                 v.assign_add(sign * step / norm * slope)
             ends.append(float(tf.reduce_sum(loss(batch))))
@@ -414,16 +441,24 @@ def test_posterior_loss_is_that_of_gaussians_written_out(table, kind):
     flux, noise = trainer.model.flux, trainer.model.noise
     batch = trainer._batch(np.arange(24), stage(kind=kind), np.random.default_rng(4))
     batch["candidates"] = batch["z"][:, None] + 0.3 * (batch["candidates"] - batch["z"][:, None])
-    whitening, _ = noise.whitening(batch["z_noise"], np.maximum(batch["ext"], 0.02),
-                                   batch["rel_err"], batch["used"], batch["features"])
+    whitening, _ = noise.whitening(
+        batch["z_noise"],
+        np.maximum(batch["ext"], 0.02),
+        batch["rel_err"],
+        batch["used"],
+        batch["features"],
+    )
     curve, slope = (x.numpy().astype("f8") for x in flux.ext_curve(np.zeros(24, "f4")))
     _, dz = (x.numpy().astype("f8") for x in flux.ln_flux_and_jacobian(batch["z_noise"]))
     nu, expected = float(noise.nu), []
     for i in range(24):
         seen = batch["used"][i] > 0
         precision = whitening[i].numpy().astype("f8").T @ whitening[i].numpy()
-        nuisances = [3 * curve[i], 2 * batch["ln_plx_err"][i] * np.ones(66),
-                     max(batch["ext"][i], 0.02) * curve[i] * slope[i]]
+        nuisances = [
+            3 * curve[i],
+            2 * batch["ln_plx_err"][i] * np.ones(66),
+            max(batch["ext"][i], 0.02) * curve[i] * slope[i],
+        ]
         if kind == "calibration":
             nuisances += list(dz[i] * trainer.z_err[i][:, None])
         columns = np.stack(nuisances, 1)[seen]
@@ -432,15 +467,19 @@ def test_posterior_loss_is_that_of_gaussians_written_out(table, kind):
         ln_flux = flux.ln_flux(batch["candidates"][i]).numpy().astype("f8")
         residual = (batch["value"][i] - ln_flux - 2 * batch["ln_plx"][i])[:, seen]
         chi2 = np.einsum("ci,ij,cj->c", residual, total, residual)
-        ext = -residual @ total @ columns[:, 0]           # of E / 3, whose column is -curve
+        ext = -residual @ total @ columns[:, 0]  # of E / 3, whose column is -curve
         width = np.sqrt(1 - columns[:, 0] @ total @ columns[:, 0])
-        ln_p = (trainer.model.prior.ln_density_z(batch["candidates"][i]).numpy()
-                + norm.logcdf(ext / width) - (nu + seen.sum()) / 2 * np.log1p(chi2 / nu))
+        ln_p = (
+            trainer.model.prior.ln_density_z(batch["candidates"][i]).numpy()
+            + norm.logcdf(ext / width)
+            - (nu + seen.sum()) / 2 * np.log1p(chi2 / nu)
+        )
         expected.append(logsumexp(ln_p) - ln_p[0])
     expected = np.array(expected)
     limit = 6.0
-    expected = np.where(expected < limit, expected,
-                        limit * (1 + np.log(np.maximum(expected / limit, 1))))
+    expected = np.where(
+        expected < limit, expected, limit * (1 + np.log(np.maximum(expected / limit, 1)))
+    )
     np.testing.assert_allclose(trainer.posterior_loss(batch), expected, rtol=2e-2, atol=2e-2)
     assert ("label_err" in batch) == (kind == "calibration")
 
@@ -453,6 +492,7 @@ def test_error_factors_make_up_for_errors_that_are_wrong(table, monkeypatch):
         def widened(*args):
             out = whole(*args)
             return dataclasses.replace(out, hessian=out.hessian / size**2)
+
         return widened
 
     with quick():
@@ -505,8 +545,8 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     places = [
         (Trainer, "_fit_stars", 1),
-        (Trainer, "_batch", 4),      # in the second epoch of the posterior stage
-        (train, "trained_model", 1),       # all is trained
+        (Trainer, "_batch", 4),  # in the second epoch of the posterior stage
+        (train, "trained_model", 1),  # all is trained
     ]
     for where, name, call in places:
         with interrupted(monkeypatch, where, name, call):
@@ -519,8 +559,9 @@ def test_training_killed_and_interrupted_gives_the_same_model(
         assert (tmp_path / name).read_text() == (demo_model.model / name).read_text()
     log = (tmp_path / "train.log").read_text()
     assert re.findall("stars; at (.*)", log) == [
-        f"stage {stage}, epoch {epoch}" for stage, epoch in
-        ((0, 0), (0, 1), (2, 0), (3, epoch_of_fourth_batch(demo_model)), (6, 0))]
+        f"stage {stage}, epoch {epoch}"
+        for stage, epoch in ((0, 0), (0, 1), (2, 0), (3, epoch_of_fourth_batch(demo_model)), (6, 0))
+    ]
 
 
 def epoch_of_fourth_batch(demo_model):
@@ -534,8 +575,9 @@ def epoch_of_fourth_batch(demo_model):
 def test_resuming_a_finished_training_returns_at_once(demo_model, monkeypatch, capsys):
     monkeypatch.setattr("fitting.training.Trainer", None)  # not even begun
     before = {path: path.stat().st_mtime_ns for path in demo_model.model.glob("*.h5")}
-    status = run_train(demo_model.training_data, demo_model.model, "--resume",
-                       recipe=demo_model.recipe)
+    status = run_train(
+        demo_model.training_data, demo_model.model, "--resume", recipe=demo_model.recipe
+    )
     assert status == 0
     assert "already trained" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in demo_model.model.glob("*.h5")}
@@ -584,8 +626,9 @@ def test_overwrite_trains_anew(demo_model, begun, monkeypatch):
 
 def test_resume_and_overwrite_exclude_each_other(demo_model, begun):
     with pytest.raises(SystemExit) as stop:
-        run_train(demo_model.training_data, begun, "--resume", "--overwrite",
-                  recipe=demo_model.recipe)
+        run_train(
+            demo_model.training_data, begun, "--resume", "--overwrite", recipe=demo_model.recipe
+        )
     assert stop.value.code == 2
 
 
@@ -602,8 +645,10 @@ def test_other_recipe_or_data_cannot_go_on_with_a_checkpoint(
     refused(capsys, status, "checkpoint.h5", "other training data")
 
 
-@pytest.mark.parametrize("damage", [truncate, lambda path: path.write_bytes(b""),
-                                    lambda path: flip_bit(path, "moment0_0")])
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, lambda path: path.write_bytes(b""), lambda path: flip_bit(path, "moment0_0")],
+)
 def test_damaged_checkpoint_is_refused(demo_model, begun, damage, capsys):
     damage(begun / "checkpoint.h5")
     status = run_train(demo_model.training_data, begun, "--resume", recipe=demo_model.recipe)
@@ -697,8 +742,10 @@ def constant(table):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        *((without(name), f"no dataset {name}")
-          for name in (*train.OBSERVED, *train.LABELS, *train.EXTINCTION)),
+        *(
+            (without(name), f"no dataset {name}")
+            for name in (*train.OBSERVED, *train.LABELS, *train.EXTINCTION)
+        ),
         (with_value("stellar_type", 7, np.nan), "stellar_type is not finite for 1 of 400 stars"),
         (with_value("stellar_type_err", (7, 1), np.nan), "e.g. row 7"),
         (with_value("stellar_type_err", (7, 1), 0.0), "type_err is not finite and positive"),
@@ -723,9 +770,11 @@ def test_unusable_training_data_are_refused(demo_model, table, tmp_path, change,
 
 @pytest.mark.parametrize(
     ("wavelengths", "words"),
-    [(None, "no attribute sample_wavelengths"),
-     (xp_utils.SAMPLE_WAVELENGTHS[:61], "61 sample_wavelengths"),
-     (xp_utils.SAMPLE_WAVELENGTHS + 5, "66 sample_wavelengths that are not")],
+    [
+        (None, "no attribute sample_wavelengths"),
+        (xp_utils.SAMPLE_WAVELENGTHS[:61], "61 sample_wavelengths"),
+        (xp_utils.SAMPLE_WAVELENGTHS + 5, "66 sample_wavelengths that are not"),
+    ],
 )
 def test_other_wavelengths_are_refused(demo_model, table, tmp_path, wavelengths, words, capsys):
     path = write_training_data(tmp_path / "data.h5", table, wavelengths)
@@ -735,9 +784,12 @@ def test_other_wavelengths_are_refused(demo_model, table, tmp_path, wavelengths,
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [(os.unlink, "not found"), (truncate, "not a readable HDF5 file"),
-     (lambda path: os.truncate(path, 0), "empty file (0 bytes)"),
-     (lambda path: flip_bit(path, "flux"), "dataset flux, rows 0 to")],
+    [
+        (os.unlink, "not found"),
+        (truncate, "not a readable HDF5 file"),
+        (lambda path: os.truncate(path, 0), "empty file (0 bytes)"),
+        (lambda path: flip_bit(path, "flux"), "dataset flux, rows 0 to"),
+    ],
 )
 def test_damaged_training_data_are_named(demo_model, table, tmp_path, damage, words, capsys):
     path = write_training_data(tmp_path / "data.h5", table)
@@ -767,8 +819,11 @@ def test_few_validation_stars_no_calibration_and_a_single_stage_will_do(
     """Also without the stage that fits the stars, which a figure shows."""
     held = train.hash_fraction(table["gdr3_source_id"])
     recipe = write_recipe(
-        tmp_path / "recipe.json", calibration_fraction=0,
-        validation_fraction=float(np.sort(held)[:2].mean()), stages=[stage(steps=1)])
+        tmp_path / "recipe.json",
+        calibration_fraction=0,
+        validation_fraction=float(np.sort(held)[:2].mean()),
+        stages=[stage(steps=1)],
+    )
     assert run_train(demo_model.training_data, tmp_path / "model", recipe=recipe) == 0
     assert len(read_all(tmp_path / "model/validation.h5")["gdr3_source_id"]) == 1
     assert read_all(tmp_path / "model/model.h5")["confidence_weight"].any() == np.False_
@@ -782,8 +837,9 @@ def test_stage_without_stars_is_skipped_and_said(demo_model, tmp_path, monkeypat
     assert "stage first: skipped: only 0 stars are left" in capsys.readouterr().err
 
 
-def test_step_without_a_finite_gradient_is_refused_and_said(demo_model, tmp_path, monkeypatch,
-                                                            capsys):
+def test_step_without_a_finite_gradient_is_refused_and_said(
+    demo_model, tmp_path, monkeypatch, capsys
+):
     whole = Trainer._batch
     calls = []
 

@@ -95,8 +95,10 @@ def stand_in(monkeypatch):
     def infer(table, solver, trained):
         seed = table["flux"][:, :1] + trained.stellar.flux.bias_out.numpy()[0]
         n = len(seed)
-        out = {name: np.broadcast_to(seed.reshape(n, *[1] * len(shape)), (n, *shape)).astype("f4")
-               for name, shape in catalogue.INFERRED.items()}
+        out = {
+            name: np.broadcast_to(seed.reshape(n, *[1] * len(shape)), (n, *shape)).astype("f4")
+            for name, shape in catalogue.INFERRED.items()
+        }
         return out | {"n_flux": np.full(n, 66, "i2"), "quality_flags": np.zeros(n, "u2")}
 
     monkeypatch.setattr(catalogue, "infer", infer)
@@ -194,8 +196,10 @@ def test_validation_stars_are_inferred_as_training_said(demo_model, result, fids
         rows = shards.join_rows(found["gdr3_source_id"], validation["gdr3_source_id"])
         both = rows >= 0
         n += both.sum()
-        assert_close_solutions(shards.take_rows(validation, rows[both]),
-                               {name: values[both] for name, values in found.items()})
+        assert_close_solutions(
+            shards.take_rows(validation, rows[both]),
+            {name: values[both] for name, values in found.items()},
+        )
     assert n > 5
 
 
@@ -203,8 +207,9 @@ def test_order_of_the_rows_and_size_of_the_shard_do_not_matter(
     demo_model, tables, fids, result, tmp_path
 ):
     """One shuffled shard of all stars, in chunks that do not divide it."""
-    together = {name: np.concatenate([tables[fid][name] for fid in fids])
-                for name in tables[fids[0]]}
+    together = {
+        name: np.concatenate([tables[fid][name] for fid in fids]) for name in tables[fids[0]]
+    }
     order = np.random.default_rng(0).permutation(len(together["plx"]))
     write_input(tmp_path, "000000-786431", {name: v[order] for name, v in together.items()})
     with pytest.MonkeyPatch.context() as patch:
@@ -221,8 +226,18 @@ def test_order_of_the_rows_and_size_of_the_shard_do_not_matter(
 
 def test_compiled_script_finds_what_the_eager_one_finds(demo_model, result, fids, tmp_path):
     shutil.copytree(result / "xp_opt_input_files", tmp_path / "xp_opt_input_files")
-    command = [sys.executable, ROOT / "xp_opt_allsources.py", "--data-dir", tmp_path, "--model",
-               demo_model.model, "--shards", fids[1], "--threads", "1"]
+    command = [
+        sys.executable,
+        ROOT / "xp_opt_allsources.py",
+        "--data-dir",
+        tmp_path,
+        "--model",
+        demo_model.model,
+        "--shards",
+        fids[1],
+        "--threads",
+        "1",
+    ]
     fast = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile
     done = subprocess.run(command, env=fast, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -248,12 +263,16 @@ ODD = {
     "RP missing": lambda t, r: unused(t, r, np.flatnonzero(WL > 635)),
     "no photometry": lambda t, r: unused(t, r, slice(61, 66)),
     "a gap": lambda t, r: unused(t, r, slice(30, 33)),
-    "no parallax": lambda t, r: (t["plx"].__setitem__(r, np.nan),
-                                 t["plx_err"].__setitem__(r, np.nan)),
+    "no parallax": lambda t, r: (
+        t["plx"].__setitem__(r, np.nan),
+        t["plx_err"].__setitem__(r, np.nan),
+    ),
     "no parallax error": lambda t, r: t["plx_err"].__setitem__(r, np.nan),
     "negative parallax": lambda t, r: t["plx"].__setitem__(r, -0.5),
-    "parallax of another star": lambda t, r: (t["plx"].__setitem__(r, 90.0),
-                                              t["plx_err"].__setitem__(r, 0.01)),
+    "parallax of another star": lambda t, r: (
+        t["plx"].__setitem__(r, 90.0),
+        t["plx_err"].__setitem__(r, 0.01),
+    ),
     "NaN flux": lambda t, r: t["flux"].__setitem__((r, 12), np.nan),
     "zero error": lambda t, r: t["flux_err"].__setitem__((r, 12), 0.0),
     "negative error": lambda t, r: t["flux_err"].__setitem__((r, 12), -1.0),
@@ -264,16 +283,25 @@ ODD = {
     "flat": lambda t, r: t["flux"].__setitem__(r, 1.0),
 }
 HOPELESS = {"no flux used", "no XP flux used", "too few XP fluxes", "all fluxes NaN"}
-FINE = {"as it is", "BP missing", "RP missing", "no photometry", "a gap", "no parallax",
-        "no parallax error", "NaN flux", "zero error", "negative error"}
+FINE = {
+    "as it is",
+    "BP missing",
+    "RP missing",
+    "no photometry",
+    "a gap",
+    "no parallax",
+    "no parallax error",
+    "NaN flux",
+    "zero error",
+    "negative error",
+}
 
 
 @pytest.fixture(scope="module")
 def odd(demo_model, tables, fids, tmp_path_factory):
     """{name of an oddity: row of the output}, all of the same star."""
     data_dir = tmp_path_factory.mktemp("odd")
-    table = {name: np.repeat(values[:1], len(ODD), 0) for name, values in
-             tables[fids[0]].items()}
+    table = {name: np.repeat(values[:1], len(ODD), 0) for name, values in tables[fids[0]].items()}
     table["gdr3_source_id"] = table["gdr3_source_id"] + np.arange(len(ODD))
     for row, change in enumerate(ODD.values()):
         change(table, row)
@@ -286,8 +314,10 @@ def odd(demo_model, tables, fids, tmp_path_factory):
 @pytest.mark.parametrize("name", ODD)
 def test_odd_star_is_finite_or_flagged(odd, name):
     star = odd[name]
-    finite = all(np.isfinite(star[f"stellar_params_{k}"]).all()
-                 for k in ("est", "err", "cov_triu", "icov_triu"))
+    finite = all(
+        np.isfinite(star[f"stellar_params_{k}"]).all()
+        for k in ("est", "err", "cov_triu", "icov_triu")
+    )
     bad = bool(star["quality_flags"] & QualityFlag.BAD_INPUT)
     assert finite != bad
     assert (name not in HOPELESS) or bad
@@ -319,12 +349,16 @@ def test_unknown_parallax_widens_the_error_and_a_wrong_one_is_flagged(odd):
 
 def test_flux_that_does_not_count_does_not_change_the_solution(odd):
     for name in ("zero error", "negative error"):
-        assert_close_solutions({k: v[None] for k, v in odd["NaN flux"].items()},
-                               {k: v[None] for k, v in odd[name].items()}, sigmas=1e-3)
+        assert_close_solutions(
+            {k: v[None] for k, v in odd["NaN flux"].items()},
+            {k: v[None] for k, v in odd[name].items()},
+            sigmas=1e-3,
+        )
 
 
-def test_shard_without_stars_gives_a_whole_output_without_stars(demo_model, sky, tables, fids,
-                                                                stand_in):
+def test_shard_without_stars_gives_a_whole_output_without_stars(
+    demo_model, sky, tables, fids, stand_in
+):
     write_input(sky, fids[1], {name: values[:0] for name, values in tables[fids[1]].items()})
     assert run(sky, demo_model.model) == 0
     empty, other = (read_all(output(sky, fid)) for fid in fids[1:])
@@ -415,8 +449,10 @@ def test_changed_input_makes_its_output_outdated(demo_model, sky, tables, fids, 
     np.testing.assert_array_equal(read_all(output(sky, fids[2]))["plx"], table["plx"])
 
 
-@pytest.mark.parametrize("damage", [truncate, lambda path: os.truncate(path, 0),
-                                    lambda path: flip_bit(path, "gdr3_source_id")])
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, lambda path: os.truncate(path, 0), lambda path: flip_bit(path, "gdr3_source_id")],
+)
 def test_damaged_output_is_made_again(demo_model, sky, fids, damage, stand_in, capsys):
     assert run(sky, demo_model.model) == 0
     whole = read_all(output(sky, fids[0]))
@@ -467,9 +503,11 @@ def test_missing_dataset_is_named(demo_model, sky, tables, fids, name, stand_in,
 
 @pytest.mark.parametrize(
     ("wavelengths", "words"),
-    [(None, "0 sample_wavelengths that are not the model's 66"),
-     (xp_utils.SAMPLE_WAVELENGTHS[:61], "61 sample_wavelengths that are not"),
-     (xp_utils.SAMPLE_WAVELENGTHS + 1, "66 sample_wavelengths that are not")],
+    [
+        (None, "0 sample_wavelengths that are not the model's 66"),
+        (xp_utils.SAMPLE_WAVELENGTHS[:61], "61 sample_wavelengths that are not"),
+        (xp_utils.SAMPLE_WAVELENGTHS + 1, "66 sample_wavelengths that are not"),
+    ],
 )
 def test_other_wavelengths_are_refused(
     demo_model, sky, tables, fids, wavelengths, words, stand_in, capsys
@@ -533,8 +571,11 @@ def test_training_data_are_no_model(demo_model, sky, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--shards", "000001-000002"), "000001-000002: not in"),
-     (("--partition", 2, 2), "K must be 0..N-1"), (("--data-dir", "nowhere"), "nowhere")],
+    [
+        (("--shards", "000001-000002"), "000001-000002: not in"),
+        (("--partition", 2, 2), "K must be 0..N-1"),
+        (("--data-dir", "nowhere"), "nowhere"),
+    ],
 )
 def test_wrong_usage_is_one_line(demo_model, sky, options, words, capsys):
     assert run(sky, demo_model.model, *options) == 2

@@ -199,12 +199,8 @@ def test_flux_and_error_of_real_stars_equal_gaiaxpy(real):
     sample = xp_utils.sample_xp(xp)
     error = np.sqrt(np.einsum("nii->ni", sample.cov))
     assert sample.used.sum() == 4 * 61 + 35
-    np.testing.assert_allclose(
-        sample.flux[sample.used], reference["flux"][sample.used], rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        error[sample.used], reference["flux_error"][sample.used], rtol=1e-6
-    )
+    np.testing.assert_allclose(sample.flux[sample.used], reference["flux"][sample.used], rtol=1e-6)
+    np.testing.assert_allclose(error[sample.used], reference["flux_error"][sample.used], rtol=1e-6)
 
 
 def test_covariance_of_real_stars_equals_the_direct_product(real):
@@ -272,9 +268,7 @@ def test_merge_takes_both_weights_in_rows_and_columns():
     weight = basis.rp_weight[overlap]
     assert 0.1 < weight < 0.9999
     assert merged[overlap, overlap] == pytest.approx(weight**2 * unmerged[overlap, overlap])
-    np.testing.assert_allclose(
-        merged[overlap, 30:], weight * unmerged[overlap, 30:], rtol=1e-9
-    )
+    np.testing.assert_allclose(merged[overlap, 30:], weight * unmerged[overlap, 30:], rtol=1e-9)
     np.testing.assert_allclose(merged, merged.T, rtol=0, atol=1e-14 * merged.max())
 
 
@@ -492,9 +486,7 @@ def test_real_star_without_bp_is_used_from_rp_alone(real):
     xp, _ = real
     star = int(np.flatnonzero(xp["source_id"] == NO_BP_STAR)[0])
     result = vectors(xp)
-    assert_no_band(
-        result, star, InputFlag.BP_MISSING, xp_utils.load_xp_basis().bp_weight > 0
-    )
+    assert_no_band(result, star, InputFlag.BP_MISSING, xp_utils.load_xp_basis().bp_weight > 0)
 
 
 @pytest.mark.parametrize("absurd", [1e30, 1e200, 1e300])
@@ -513,9 +505,7 @@ def test_absurd_numbers_are_flagged_and_never_become_infinite_fluxes(absurd):
 
 def test_correlations_that_are_no_correlations_are_flagged():
     xp = random_stars(2, error=10.0)
-    xp["rp_coefficient_correlations"][1] = 0.9 * np.sign(
-        np.random.default_rng(0).normal(size=1485)
-    )
+    xp["rp_coefficient_correlations"][1] = 0.9 * np.sign(np.random.default_rng(0).normal(size=1485))
     result = vectors(xp)
     assert result.input_flags.tolist() == [0, InputFlag.COV_BAD]
     assert not result.flux[1, :61].any()
