@@ -40,26 +40,13 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 
 import xp_utils
-from shards import (
-    KINDS,
-    ShardError,
-    ShardReader,
-    ShardWriter,
-    Status,
-    UsageError,
-    aligned_chunks,
-    collect_failure,
-    input_paths,
-    join_rows,
-    list_fids,
-    output_state,
-    progress,
-    provenance,
-    setup_logging,
-    shard_path,
-    usage_exit,
-    used_kinds,
-)
+from pipeline.errors import ShardError, UsageError
+from pipeline.provenance import Status, output_state, provenance
+from pipeline.read import ShardReader, aligned_chunks, join_rows
+from pipeline.run import collect_failure, progress, setup_logging, usage_exit
+from pipeline.schema import KINDS
+from pipeline.select import input_paths, list_fids, shard_path, used_kinds
+from pipeline.write import ShardWriter
 
 SCRIPT = "compile_training_data"
 LABELS = ("Teff (kK)", "[Fe/H]", "log g")

@@ -30,22 +30,13 @@ import sys
 import numpy as np
 
 import xp_utils
-from shards import (
-    KINDS,
-    ShardError,
-    ShardReader,
-    ShardWriter,
-    add_shard_arguments,
-    aligned_chunks,
-    input_paths,
-    provenance,
-    run_shards,
-    select_fids,
-    setup_logging,
-    shard_path,
-    usage_exit,
-    used_kinds,
-)
+from pipeline.errors import ShardError
+from pipeline.provenance import provenance
+from pipeline.read import ShardReader, aligned_chunks
+from pipeline.run import run_shards, setup_logging, usage_exit
+from pipeline.schema import KINDS
+from pipeline.select import add_shard_arguments, input_paths, select_fids, shard_path, used_kinds
+from pipeline.write import ShardWriter
 from xp_utils import InputFlag
 
 SCRIPT = "gen_xp_input_allsources"

@@ -47,22 +47,13 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from scipy.spatial import cKDTree
 
-from shards import (
-    KINDS,
-    ShardError,
-    ShardReader,
-    ShardWriter,
-    UsageError,
-    add_shard_arguments,
-    input_paths,
-    provenance,
-    run_shards,
-    select_fids,
-    setup_logging,
-    shard_path,
-    usage_exit,
-    used_kinds,
-)
+from pipeline.errors import ShardError, UsageError
+from pipeline.provenance import provenance
+from pipeline.read import ShardReader
+from pipeline.run import run_shards, setup_logging, usage_exit
+from pipeline.schema import KINDS
+from pipeline.select import add_shard_arguments, input_paths, select_fids, shard_path, used_kinds
+from pipeline.write import ShardWriter
 
 SCRIPT = "match_unwise_gaia"
 GAIA_EPOCH = 2016.0  # Julian year of Gaia DR3 positions (ref_epoch)

@@ -24,8 +24,11 @@ import sys
 
 import numpy as np
 
-from shards import ShardWriter, add_shard_arguments, input_paths, provenance, usage_exit
-from tap_jobs import Column, add_tap_arguments, fetch_sources, run_queries, select_list
+from pipeline.provenance import provenance
+from pipeline.run import usage_exit
+from pipeline.select import add_shard_arguments, input_paths
+from pipeline.tap_jobs import Column, add_tap_arguments, fetch_sources, run_queries, select_list
+from pipeline.write import ShardWriter
 
 SCRIPT = "query_2mass"
 

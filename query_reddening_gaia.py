@@ -48,22 +48,13 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 from astropy.utils.exceptions import AstropyWarning
 
-from shards import (
-    KINDS,
-    ShardError,
-    ShardReader,
-    ShardWriter,
-    UsageError,
-    add_shard_arguments,
-    input_paths,
-    provenance,
-    run_shards,
-    select_fids,
-    setup_logging,
-    shard_path,
-    usage_exit,
-    used_kinds,
-)
+from pipeline.errors import ShardError, UsageError
+from pipeline.provenance import provenance
+from pipeline.read import ShardReader
+from pipeline.run import run_shards, setup_logging, usage_exit
+from pipeline.schema import KINDS
+from pipeline.select import add_shard_arguments, input_paths, select_fids, shard_path, used_kinds
+from pipeline.write import ShardWriter
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of dustmaps, where the user has no configuration file

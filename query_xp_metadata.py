@@ -33,15 +33,12 @@ import warnings
 import numpy as np
 from zero_point import zpt
 
-from shards import (
-    ShardError,
-    ShardWriter,
-    add_shard_arguments,
-    input_paths,
-    provenance,
-    usage_exit,
-)
-from tap_jobs import Column, add_tap_arguments, fetch_sources, run_queries, select_list
+from pipeline.errors import ShardError
+from pipeline.provenance import provenance
+from pipeline.run import usage_exit
+from pipeline.select import add_shard_arguments, input_paths
+from pipeline.tap_jobs import Column, add_tap_arguments, fetch_sources, run_queries, select_list
+from pipeline.write import ShardWriter
 
 SCRIPT = "query_xp_metadata"
 

@@ -39,20 +39,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import (
-    ShardError,
-    ShardReader,
-    ShardWriter,
-    Status,
-    UsageError,
-    identity,
-    output_state,
-    progress,
-    provenance,
-    setup_logging,
-    usage_exit,
-    write_text,
-)
+from pipeline.errors import ShardError, UsageError
+from pipeline.provenance import Status, identity, output_state, provenance
+from pipeline.read import ShardReader
+from pipeline.run import progress, setup_logging, usage_exit
+from pipeline.write import ShardWriter, write_text
 from xp_utils import SAMPLE_WAVELENGTHS
 
 SCRIPT = "train"
@@ -441,9 +432,9 @@ GIANT_BRANCH = np.array(
 
 def draw_figures(folder, trainer, columns, table, rows):
     """The figures of the training and of the validation stars `rows`, into `folder`."""
-    import figures
     from fitting.catalogue import CONFIDENCES, is_right
     from model import ln_flux_data
+    from pipeline import figures
 
     model = trainer.model.flux
     wavelengths = model.sample_wavelengths.numpy()

@@ -40,19 +40,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import (
-    ShardError,
-    ShardReader,
-    ShardWriter,
-    UsageError,
-    add_shard_arguments,
-    provenance,
-    run_shards,
-    select_fids,
-    setup_logging,
-    shard_path,
-    usage_exit,
-)
+from pipeline.errors import ShardError, UsageError
+from pipeline.provenance import provenance
+from pipeline.read import ShardReader
+from pipeline.run import run_shards, setup_logging, usage_exit
+from pipeline.select import add_shard_arguments, select_fids, shard_path
+from pipeline.write import ShardWriter
 
 SCRIPT = "xp_opt_allsources"
 CHUNK_STARS = 8192  # rows held at a time: 4 MB of fluxes

@@ -26,7 +26,7 @@ import time
 import common  # sets one thread, before NumPy is loaded
 import numpy as np
 
-from shards import usage_exit
+from pipeline.run import usage_exit
 
 WARM_UP_STARS = 600  # enough for each function to be compiled
 MISSED = 0.1  # of the objective

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import common  # sets one thread, for the children too
 
-from shards import usage_exit
+from pipeline.run import usage_exit
 
 TARGET_GB = 2.0
 

@@ -16,25 +16,25 @@ import os
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-import argparse  # noqa: E402
-import logging  # noqa: E402
-import multiprocessing  # noqa: E402
-import resource  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import logging
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
 
-import numpy as np  # noqa: E402
-from astropy import units  # noqa: E402
-from astropy.coordinates import SkyCoord  # noqa: E402
+import numpy as np
+from astropy import units
+from astropy.coordinates import SkyCoord
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import query_reddening_gaia as step  # noqa: E402
-from demo import dust_maps  # noqa: E402
-from shards import ShardReader  # noqa: E402
+import query_reddening_gaia as step
+from demo import dust_maps
+from pipeline.read import ShardReader
 
 LON, LAT = (160.0, 200.0), (0.0, 35.0)  # deg, of the map; the stars are 1 deg inside
 N_DRAWS = 1000

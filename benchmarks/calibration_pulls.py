@@ -16,7 +16,7 @@ import sys
 import common  # sets one thread, before NumPy is loaded
 import numpy as np
 
-from shards import usage_exit
+from pipeline.run import usage_exit
 
 G_ZERO_POINT = 25.6874  # Vega; Gaia EDR3 documentation, section 5.4.1
 LABELS = ("Teff", "[Fe/H]", "log g")
@@ -123,8 +123,8 @@ def print_table(table):
 
 
 def draw(folder, stars, table, suffix):
-    import figures
     from fitting.catalogue import CONFIDENCES, is_right
+    from pipeline import figures
 
     rows = [{"group": name} | one for name, one in table.items()]
     figures.pulls_in_bins(folder / f"pulls_{suffix}.png", rows)

@@ -22,7 +22,7 @@ import common  # sets one thread, before NumPy is loaded
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from shards import usage_exit
+from pipeline.run import usage_exit
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.68, 0.8, 0.9, 0.95, 0.99)
 TARGET = {0.68: (0.66, 0.70), 0.95: (0.94, 0.96)}
@@ -148,11 +148,11 @@ def print_summary(title, scores):
 
 def run(kind, with_parallax, args, solver, trained, hosts):
     """Simulate, infer, print and draw one kind of stars; returns its scores for the JSON."""
-    import figures
     from fitting.catalogue import infer
     from fitting.posterior import physical
     from fitting.simulation import simulate
     from fitting.star_solver import StarData
+    from pipeline import figures
 
     rng = np.random.default_rng([args.seed, with_parallax])
     table, u = simulate(solver.model, hosts, args.stars, with_parallax, rng)

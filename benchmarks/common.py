@@ -13,9 +13,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from shards import ShardReader, UsageError, join_rows, write_text  # noqa: E402
+from pipeline.errors import UsageError
+from pipeline.read import ShardReader, join_rows
+from pipeline.write import write_text
 
 DEFAULT_MODEL = ROOT / "demo/run/model"
 DEFAULT_TRAINING_DATA = ROOT / "demo/run/training_data.h5"

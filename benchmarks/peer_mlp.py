@@ -23,7 +23,7 @@ import warnings
 import common  # sets one thread, before NumPy is loaded
 import numpy as np
 
-from shards import usage_exit
+from pipeline.run import usage_exit
 
 HIDDEN = (128, 128, 64)
 BATCH = 256

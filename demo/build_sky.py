@@ -37,17 +37,12 @@ from demo.sky_columns import (
     unwise_columns,
 )
 from demo.unwise_tiles import RING_STEP, ring_size, tile_name, tile_of, write_tile
-from shards import (
-    ShardReader,
-    ShardWriter,
-    Status,
-    UsageError,
-    list_fids,
-    output_state,
-    provenance,
-    shard_path,
-    usage_exit,
-)
+from pipeline.errors import UsageError
+from pipeline.provenance import Status, output_state, provenance
+from pipeline.read import ShardReader
+from pipeline.run import usage_exit
+from pipeline.select import list_fids, shard_path
+from pipeline.write import ShardWriter
 
 TEMPLATES = ("bp_correlation_template", "rp_correlation_template")
 OUR_KINDS = ("xp", "metadata", "tmass", "unwise", "reddening")

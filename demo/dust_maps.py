@@ -12,7 +12,7 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
-from shards import ShardWriter
+from pipeline.write import ShardWriter
 
 SCALE_HEIGHT = 0.1  # kpc, of the disc of dust
 SOUTH_LIMIT = -30.0  # Dec (deg) to which Bayestar reaches

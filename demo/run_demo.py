@@ -23,7 +23,10 @@ from astropy.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.build_sky import TILE_FOLDER
-from shards import ShardError, ShardReader, join_rows, list_fids, shard_path, usage_exit
+from pipeline.errors import ShardError
+from pipeline.read import ShardReader, join_rows
+from pipeline.run import usage_exit
+from pipeline.select import list_fids, shard_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = {"Teff (K)": 1e3, "[Fe/H]": 1.0, "log g": 1.0}  # printed unit over the stored one

@@ -6,8 +6,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-import shards
 import xp_utils
+from pipeline import read, schema, select, write
 
 FIDS = ("000000-000999", "001000-299999", "300000-786431")
 ID_STEP = 2**43  # ids of one level-8 HEALPix pixel
@@ -117,9 +117,9 @@ def lay_out(data_dir, sky, without=()):
 
 
 def write_kind(data_dir, kind, fid, table):
-    id_column = shards.KINDS[kind].id_column
-    path = shards.shard_path(data_dir, kind, fid)
-    with shards.ShardWriter(path, len(table[id_column]), id_column, {}) as writer:
+    id_column = schema.KINDS[kind].id_column
+    path = select.shard_path(data_dir, kind, fid)
+    with write.ShardWriter(path, len(table[id_column]), id_column, {}) as writer:
         writer.write_table(table)
 
 
@@ -130,7 +130,7 @@ def shuffled(table, rng):
 
 
 def read_all(path) -> dict:
-    with shards.ShardReader(path) as reader:
+    with read.ShardReader(path) as reader:
         return {name: reader.read(name) for name in reader.columns}
 
 

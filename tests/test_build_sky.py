@@ -10,7 +10,8 @@ from astropy.table import Table
 
 import match_unwise_gaia
 from demo import build_sky
-from shards import KINDS, list_fids, shard_path
+from pipeline.schema import KINDS
+from pipeline.select import list_fids, shard_path
 from tools import select_demo_stars
 from xp_utils import sample_xp
 

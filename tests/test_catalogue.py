@@ -38,7 +38,7 @@ from fitting.catalogue import (
 from fitting.posterior import CURVATURE_ALONE, MODEL_ALONE, estimates, pool, widened
 from fitting.star_solver import StarData, StarSolver
 from model import DirectNetwork, ln_flux_data
-from shards import ShardWriter
+from pipeline.write import ShardWriter
 
 SCORE = Path(__file__).resolve().parents[2] / "shared" / "real" / "score.py"
 N_FEATURES = 34

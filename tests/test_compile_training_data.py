@@ -27,8 +27,8 @@ from helpers import (
 )
 
 import compile_training_data as step
-import shards
 import xp_utils
+from pipeline import read, select
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,8 +84,8 @@ def data_dir(tmp_path, sky):
 
 def own_row(table, source_id, id_column="gdr3_source_id"):
     """The row of one star as a table of one row; missing: NaN or empty."""
-    index = shards.join_rows([source_id], table[id_column])
-    return shards.take_rows(table, index)
+    index = read.join_rows([source_id], table[id_column])
+    return read.take_rows(table, index)
 
 
 def test_every_star_has_its_own_flux_labels_and_metadata_whatever_the_order_of_rows(tmp_path, sky):
@@ -139,7 +139,7 @@ def test_order_of_rows_and_labels_does_not_change_the_training_set(tmp_path, sky
 
 def test_file_says_units_wavelengths_origin_and_accounting(data_dir, sky):
     assert run(data_dir, labels=make_labels(sky)) == 0
-    with shards.ShardReader(data_dir / "training_data.h5") as reader:
+    with read.ShardReader(data_dir / "training_data.h5") as reader:
         flux, attrs = reader.attributes("flux"), reader.attrs
         columns = set(reader.columns)
     np.testing.assert_array_equal(flux["sample_wavelengths"], xp_utils.SAMPLE_WAVELENGTHS)
@@ -224,7 +224,7 @@ def test_label_errors_that_are_not_positive_get_the_default_of_their_own_column(
             labels["params_err"][3 * row + column, column] = value
     assert run(data_dir, labels=labels) == 0
     out = result(data_dir)
-    row_of = shards.join_rows(labels["gdr3_source_id"], out["gdr3_source_id"])
+    row_of = read.join_rows(labels["gdr3_source_id"], out["gdr3_source_id"])
     expected = labels["params_err"].copy()
     for row in range(3 * len(bad)):
         expected[row, row % 3] = step.DEFAULT_LABEL_ERR[row % 3]
@@ -316,7 +316,7 @@ def test_label_files_that_cannot_be_read_exit_2(data_dir, sky, damage, capsys):
 def damage_shard(data_dir, sky, how):
     """Damage the shard of FIDS[1]; returns the name that the message must hold."""
     fid = FIDS[1]
-    xp = shards.shard_path(data_dir, "xp", fid)
+    xp = select.shard_path(data_dir, "xp", fid)
     tables = sky[fid]
     if how == "truncated":
         truncate(xp)
@@ -325,10 +325,10 @@ def damage_shard(data_dir, sky, how):
     elif how == "empty":
         os.truncate(xp, 0)
     elif how == "metadata shard missing":
-        xp = shards.shard_path(data_dir, "metadata", fid)
+        xp = select.shard_path(data_dir, "metadata", fid)
         xp.unlink()
     elif how == "2MASS shard missing":
-        xp = shards.shard_path(data_dir, "tmass", fid)
+        xp = select.shard_path(data_dir, "tmass", fid)
         xp.unlink()
     elif how == "no correlations":
         table = {k: v for k, v in tables["xp"].items() if k != "bp_coefficient_correlations"}
@@ -375,13 +375,13 @@ def test_a_bad_shard_is_named_and_nothing_is_written_unless_it_is_skipped(
     np.testing.assert_array_equal(out["gdr3_source_id"], expected)
     assert "training stars" in captured.out.splitlines()[-1]
     assert captured.out.split()[-1] == str(len(expected))
-    with shards.ShardReader(data_dir / "training_data.h5") as reader:
+    with read.ShardReader(data_dir / "training_data.h5") as reader:
         assert reader.attrs["bad_shards"] == FIDS[1]
 
 
 def test_shards_without_any_labelled_star_are_not_opened(data_dir, sky):
     labels = make_labels({fid: sky[fid] for fid in FIDS[:2]})
-    damaged = shards.shard_path(data_dir, "xp", FIDS[2])
+    damaged = select.shard_path(data_dir, "xp", FIDS[2])
     truncate(damaged)
     assert run(data_dir, labels=labels) == 0
     assert len(result(data_dir)["flux"]) == 24

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from demo import build_sky
-from shards import list_fids, shard_path
+from pipeline.select import list_fids, shard_path
 from tools import convert_xp_csv
 from xp_utils import XP_COLUMNS, sample_xp
 

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-import figures
 import xp_utils
+from pipeline import figures
 
 ROOT = Path(__file__).resolve().parents[1]
 BANDS = [band.wavelength for band in xp_utils.PHOTOMETRIC_BANDS]
@@ -185,7 +185,7 @@ def test_settings_of_matplotlib_are_those_of_before(tmp_path):
 
 def test_no_figure_is_left_open(tmp_path):
     code = (
-        "import sys, pathlib, numpy as np, figures\n"
+        "import sys, pathlib, numpy as np\nfrom pipeline import figures\n"
         "figures.kiel_diagram(pathlib.Path(sys.argv[1]), np.ones((5, 3)))\n"
         "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot keeps figures'\n"
     )

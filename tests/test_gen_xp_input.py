@@ -13,7 +13,9 @@ import pytest
 
 import gen_xp_input_allsources as step
 import xp_utils
-from shards import ShardReader, ShardWriter, shard_path
+from pipeline.read import ShardReader
+from pipeline.select import shard_path
+from pipeline.write import ShardWriter
 from xp_utils import InputFlag
 
 ROOT = Path(__file__).resolve().parents[1]

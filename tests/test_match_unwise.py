@@ -6,7 +6,8 @@ import pytest
 
 import match_unwise_gaia as step
 from demo.unwise_tiles import N_RINGS, RING_STEP, ring_size, tile_name, tile_of, write_tile
-from shards import ShardWriter, shard_path
+from pipeline.select import shard_path
+from pipeline.write import ShardWriter
 
 FID = "000000-786431"
 ARCSEC = 1 / 3600

@@ -8,7 +8,9 @@ from tap_stub import TapStub
 import gen_xp_input_allsources
 import query_2mass as step
 import query_xp_metadata
-from shards import ShardReader, ShardWriter, list_fids, partition_of, shard_path
+from pipeline.read import ShardReader
+from pipeline.select import list_fids, partition_of, shard_path
+from pipeline.write import ShardWriter
 
 FID = "000000-000099"
 FAST = ("--retry-wait", "0.01", "--poll", "0.01", "--pace", "0", "--http-timeout", "0.5")

@@ -21,16 +21,11 @@ from tap_stub import TapStub, select_items
 from zero_point import zpt
 
 import query_xp_metadata as step
-import tap_jobs
-from shards import (
-    ShardReader,
-    ShardWriter,
-    Status,
-    join_rows,
-    list_fids,
-    output_state,
-    shard_path,
-)
+from pipeline import tap_jobs
+from pipeline.provenance import Status, output_state
+from pipeline.read import ShardReader, join_rows
+from pipeline.select import list_fids, shard_path
+from pipeline.write import ShardWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 FIDS = ("000000-000099", "000100-000199", "000200-000299", "000300-000399")

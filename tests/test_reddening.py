@@ -11,7 +11,8 @@ from astropy.coordinates import SkyCoord
 
 import query_reddening_gaia as step
 from demo import dust_maps
-from shards import ShardWriter, shard_path
+from pipeline.select import shard_path
+from pipeline.write import ShardWriter
 
 FID = "000000-786431"
 ALL_MAPS = list(step.MAPS)

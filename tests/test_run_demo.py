@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from demo import run_demo
-from shards import ShardError, ShardWriter, shard_path
+from pipeline.errors import ShardError
+from pipeline.select import shard_path
+from pipeline.write import ShardWriter
 
 SCRIPT = "import sys; open(sys.argv[1], 'w').write('ran'); sys.exit(int(sys.argv[2]))"
 

@@ -1,4 +1,4 @@
-"""Facts that shards.py protects: files whole or absent, rows kept together, honest exits."""
+"""Facts that the shards' modules protect: files whole or absent, rows kept together, honest exits."""
 
 import argparse
 import ast
@@ -19,8 +19,11 @@ from helpers import assert_same_datasets, flip_bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import shards
-from shards import ShardError, ShardReader, ShardWriter, Status, UsageError, output_state
+from pipeline import provenance, read, run, schema, select
+from pipeline.errors import ShardError, UsageError
+from pipeline.provenance import Status, output_state
+from pipeline.read import ShardReader
+from pipeline.write import ShardWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = np.array([30, 10, 20, 50, 40], np.int64) << 43
@@ -29,7 +32,7 @@ IDS = np.array([30, 10, 20, 50, 40], np.int64) << 43
 def write_shard(path, ids=IDS, inputs=(), value=1.0, script="test"):
     rng = np.random.default_rng(1)
     with ShardWriter(
-        path, len(ids), "source_id", shards.provenance(script, ["--x", "1"], inputs)
+        path, len(ids), "source_id", provenance.provenance(script, ["--x", "1"], inputs)
     ) as writer:
         writer.write("source_id", 0, ids)
         writer.create("flux", (7,), units="mag", description="a flux")
@@ -41,13 +44,13 @@ def write_shard(path, ids=IDS, inputs=(), value=1.0, script="test"):
 
 def arguments(data_dir, *more):
     parser = argparse.ArgumentParser()
-    shards.add_shard_arguments(parser)
+    select.add_shard_arguments(parser)
     return parser.parse_args(["--data-dir", str(data_dir), *map(str, more)])
 
 
 def touch_shards(data_dir, fids, kind="xp"):
     for fid in fids:
-        path = shards.shard_path(data_dir, kind, fid)
+        path = select.shard_path(data_dir, kind, fid)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
@@ -155,12 +158,13 @@ def test_flipped_bit_raises_naming_file_and_dataset(tmp_path, name):
 
 
 FULL_DISK = """
-import resource, sys, numpy as np, shards
+import resource, sys, numpy as np
+from pipeline import errors, write
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    with shards.ShardWriter(sys.argv[1], 50_000, "source_id", {}) as writer:
+    with write.ShardWriter(sys.argv[1], 50_000, "source_id", {}) as writer:
         writer.write("source_id", 0, np.random.default_rng(0).integers(0, 2**62, 50_000))
-except shards.ShardError as error:
+except errors.ShardError as error:
     print(error, flush=True)
 """
 
@@ -240,7 +244,7 @@ def test_identity_does_not_depend_on_how_the_rows_were_written(tmp_path):
             writer.write("source_id", 0, np.arange(9000))
             for start, stop in bounds:
                 writer.write("flux", start, flux[start:stop])
-        found[name] = shards.identity(tmp_path / name)
+        found[name] = provenance.identity(tmp_path / name)
     assert len(set(found.values())) == 1
     assert found["whole"].startswith("content")
 
@@ -257,7 +261,7 @@ def test_provenance_and_units_are_in_the_file(tmp_path):
     assert attrs["time"].endswith("+00:00")
     assert json.loads(attrs["packages"])["numpy"] == np.__version__
     assert inputs == [
-        {"name": "in.h5", "size": source.stat().st_size, "identity": shards.identity(source)}
+        {"name": "in.h5", "size": source.stat().st_size, "identity": provenance.identity(source)}
     ]
     assert flux == {"units": "mag", "description": "a flux"}
     assert attrs["n_rows"] == 5
@@ -293,8 +297,9 @@ def test_shard_without_any_star_is_written_and_read(tmp_path):
 
 
 SLOW_WRITER = """
-import sys, time, numpy as np, shards
-with shards.ShardWriter(sys.argv[1], 4000, "source_id", {}) as writer:
+import sys, time, numpy as np
+from pipeline import write
+with write.ShardWriter(sys.argv[1], 4000, "source_id", {}) as writer:
     writer.write("source_id", 0, np.arange(4000))
     for start in range(0, 4000, 1000):
         writer.write("flux", start, np.random.default_rng(start).normal(size=(1000, 50)))
@@ -373,7 +378,7 @@ def test_only_the_shard_writer_opens_hdf5_for_writing():
         if not {"tests", ".venv", "run"} & set(path.relative_to(ROOT).parts)
     ]  # fmt: skip
     found = {str(path.relative_to(ROOT)): list(writing_calls(path)) for path in files}
-    own = found.pop("shards.py")
+    own = found.pop("pipeline/write.py")
     assert len(own) == 2, own  # the File and the create_dataset of ShardWriter
     assert {name: calls for name, calls in found.items() if calls} == {}
 
@@ -443,22 +448,22 @@ ID_LISTS = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 12), max_s
 def test_join_rows_agrees_with_a_dictionary(wanted, other):
     other = list(dict.fromkeys(other))
     where = {value: row for row, value in enumerate(other)}
-    found = shards.join_rows(np.array(wanted, np.int64), np.array(other, np.int64))
+    found = read.join_rows(np.array(wanted, np.int64), np.array(other, np.int64))
     assert found.tolist() == [where.get(value, -1) for value in wanted]
 
 
 def test_join_rows_refuses_repeated_ids():
     with pytest.raises(ShardError, match="repeated"):
-        shards.join_rows([1], [2, 2])
+        read.join_rows([1], [2, 2])
 
 
 def test_take_rows_fills_what_is_absent_by_type():
     table = {"f": np.arange(4.0).reshape(2, 2), "s": np.array([b"a", b"b"]), "i": np.array([3, 4])}
-    out = shards.take_rows(table, np.array([1, -1]))
+    out = read.take_rows(table, np.array([1, -1]))
     np.testing.assert_array_equal(out["f"], [[2, 3], [np.nan, np.nan]])
     assert out["s"].tolist() == [b"b", b""]
     assert out["i"].tolist() == [4, 0]
-    empty = shards.take_rows({"f": np.zeros((0, 2))}, np.array([-1]))
+    empty = read.take_rows({"f": np.zeros((0, 2))}, np.array([-1]))
     assert np.isnan(empty["f"]).all()
 
 
@@ -472,9 +477,9 @@ def small_sky(data_dir, n=50):
         "tmass": (rng.permutation(ids)[: n // 2], None),
     }
     for kind, (kind_ids, table) in tables.items():
-        path = shards.shard_path(data_dir, kind, fid)
-        with ShardWriter(path, len(kind_ids), shards.KINDS[kind].id_column, {}) as writer:
-            writer.write(shards.KINDS[kind].id_column, 0, kind_ids)
+        path = select.shard_path(data_dir, kind, fid)
+        with ShardWriter(path, len(kind_ids), schema.KINDS[kind].id_column, {}) as writer:
+            writer.write(schema.KINDS[kind].id_column, 0, kind_ids)
             writer.write_table(table or {"value": kind_ids * 2.0})
     return fid, ids, tables
 
@@ -488,7 +493,7 @@ def test_aligned_chunks_give_every_star_its_own_rows(tmp_path, chunk_size):
         "tmass": (["value"], []),
     }
     seen = []
-    for rows, table in shards.aligned_chunks(tmp_path, fid, columns, chunk_size=chunk_size):
+    for rows, table in read.aligned_chunks(tmp_path, fid, columns, chunk_size=chunk_size):
         star = ids[rows]
         seen.append(star)
         assert len(rows) <= chunk_size
@@ -507,7 +512,7 @@ def test_aligned_chunks_of_wanted_rows_give_those_only(tmp_path):
     fid, ids, _ = small_sky(tmp_path)
     columns = {"xp": (["bp_coefficients"], []), "metadata": (["value"], [])}
     wanted = np.array([44, 3, 17, 6])
-    found = list(shards.aligned_chunks(tmp_path, fid, columns, wanted, chunk_size=10))
+    found = list(read.aligned_chunks(tmp_path, fid, columns, wanted, chunk_size=10))
     np.testing.assert_array_equal(np.concatenate([rows for rows, _ in found]), np.sort(wanted))
     for rows, table in found:
         np.testing.assert_array_equal(table["xp"]["bp_coefficients"][:, 0], ids[rows])
@@ -519,12 +524,12 @@ def test_sparse_rows_of_a_large_shard_are_their_own(tmp_path, chunk_size):
     fid, ids, _ = small_sky(tmp_path, 1500)
     wanted = np.random.default_rng(4).choice(1500, 150, replace=False)
     columns = {"xp": (["bp_coefficients"], ["absent"])}
-    found = list(shards.aligned_chunks(tmp_path, fid, columns, wanted, chunk_size))
+    found = list(read.aligned_chunks(tmp_path, fid, columns, wanted, chunk_size))
     rows = np.concatenate([rows for rows, _ in found])
     np.testing.assert_array_equal(rows, np.sort(wanted))
     values = np.concatenate([table["xp"]["bp_coefficients"][:, 0] for _, table in found])
     np.testing.assert_array_equal(values, ids[rows])
-    assert list(shards.aligned_chunks(tmp_path, fid, columns, [])) == []
+    assert list(read.aligned_chunks(tmp_path, fid, columns, [])) == []
 
 
 # ---- selecting -------------------------------------------------------------------------------
@@ -533,15 +538,15 @@ def test_sparse_rows_of_a_large_shard_are_their_own(tmp_path, chunk_size):
 def test_every_shard_is_in_exactly_one_part_which_never_moves(tmp_path):
     fids = fid_list(60)
     touch_shards(tmp_path, fids)
-    parts = [shards.select_fids(arguments(tmp_path, "--partition", 4, k), "xp") for k in range(4)]
+    parts = [select.select_fids(arguments(tmp_path, "--partition", 4, k), "xp") for k in range(4)]
     assert sorted(fid for part in parts for fid in part) == fids
     assert all(parts)
     for fid in fids[::2]:
-        shards.shard_path(tmp_path, "xp", fid).unlink()
+        select.shard_path(tmp_path, "xp", fid).unlink()
     for k, part in enumerate(parts):
-        left = shards.select_fids(arguments(tmp_path, "--partition", 4, k), "xp")
+        left = select.select_fids(arguments(tmp_path, "--partition", 4, k), "xp")
         assert set(left) == set(part) & set(fids[1::2])
-    assert shards.partition_of("000000-003111", 1000) == 128  # the same on every machine
+    assert select.partition_of("000000-003111", 1000) == 128  # the same on every machine
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -552,12 +557,12 @@ def test_slurm_array_tasks_cover_the_shards_wherever_the_array_starts(tmp_path, 
     chosen = []
     for task in range(first, first + 3):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
-        chosen += shards.select_fids(arguments(tmp_path), "xp")
+        chosen += select.select_fids(arguments(tmp_path), "xp")
     assert sorted(chosen) == fid_list(20)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(first + 7))
     with pytest.raises(UsageError, match="part 7 of 3"):
-        shards.select_fids(arguments(tmp_path), "xp")
-    assert shards.select_fids(arguments(tmp_path, "--partition", 1, 0), "xp") == fid_list(20)
+        select.select_fids(arguments(tmp_path), "xp")
+    assert select.select_fids(arguments(tmp_path, "--partition", 1, 0), "xp") == fid_list(20)
 
 
 def test_only_exact_names_are_shards(tmp_path):
@@ -570,8 +575,8 @@ def test_only_exact_names_are_shards(tmp_path):
         "copy_XpContinuousMeanSpectrum_000100-000199.h5",
     ):
         (folder / name).touch()
-    assert shards.list_fids(tmp_path, "xp") == ["000000-000099"]
-    assert shards.list_fids(tmp_path, "tmass") == []
+    assert select.list_fids(tmp_path, "xp") == ["000000-000099"]
+    assert select.list_fids(tmp_path, "tmass") == []
 
 
 @pytest.mark.parametrize(
@@ -585,18 +590,18 @@ def test_only_exact_names_are_shards(tmp_path):
 def test_impossible_selections_are_usage_errors(tmp_path, options, message):
     touch_shards(tmp_path, fid_list(3))
     with pytest.raises(UsageError, match=message):
-        shards.select_fids(arguments(tmp_path, *options), "xp")
+        select.select_fids(arguments(tmp_path, *options), "xp")
 
 
 def test_missing_folders_are_usage_errors_that_name_the_way_out(tmp_path):
     with pytest.raises(UsageError, match="--data-dir"):
-        shards.select_fids(arguments(tmp_path), "xp")
+        select.select_fids(arguments(tmp_path), "xp")
     touch_shards(tmp_path, fid_list(1))
     with pytest.raises(UsageError, match="--without tmass"):
-        shards.used_kinds(tmp_path, ["xp", "tmass"])
-    assert shards.used_kinds(tmp_path, ["xp", "tmass"], ["tmass"]) == ["xp"]
+        select.used_kinds(tmp_path, ["xp", "tmass"])
+    assert select.used_kinds(tmp_path, ["xp", "tmass"], ["tmass"]) == ["xp"]
     with pytest.raises(ShardError, match="xp_tmass_match_000000"):
-        shards.input_paths(tmp_path, fid_list(1)[0], ["xp", "tmass"])
+        select.input_paths(tmp_path, fid_list(1)[0], ["xp", "tmass"])
 
 
 # ---- running ---------------------------------------------------------------------------------
@@ -610,15 +615,15 @@ def run_all(data_dir, *options, broken=(), error=ShardError):
     def process(fid, output, log):
         if fid in broken:
             raise error(f"bad {fid}")
-        source = shards.shard_path(data_dir, "metadata", fid)
+        source = select.shard_path(data_dir, "metadata", fid)
         write_shard(output, inputs=[source])
         made.append(fid)
         return {"stars": 5}
 
-    status = shards.run_shards(
-        "toy", args, shards.select_fids(args, "metadata"),
-        lambda fid: [shards.shard_path(data_dir, "metadata", fid)],
-        lambda fid: shards.shard_path(data_dir, "opt_input", fid), process,
+    status = run.run_shards(
+        "toy", args, select.select_fids(args, "metadata"),
+        lambda fid: [select.shard_path(data_dir, "metadata", fid)],
+        lambda fid: select.shard_path(data_dir, "opt_input", fid), process,
     )  # fmt: skip
     return status, made
 
@@ -626,12 +631,12 @@ def run_all(data_dir, *options, broken=(), error=ShardError):
 def test_run_skips_what_is_complete_and_makes_again_what_is_not(tmp_path, capsys):
     fids = fid_list(5)
     for fid in fids:
-        write_shard(shards.shard_path(tmp_path, "metadata", fid))
+        write_shard(select.shard_path(tmp_path, "metadata", fid))
     assert run_all(tmp_path) == (0, fids)
     assert run_all(tmp_path) == (0, [])
-    os.truncate(shards.shard_path(tmp_path, "opt_input", fids[1]), 500)
-    shards.shard_path(tmp_path, "opt_input", fids[2]).unlink()
-    write_shard(shards.shard_path(tmp_path, "metadata", fids[3]), value=3.0)
+    os.truncate(select.shard_path(tmp_path, "opt_input", fids[1]), 500)
+    select.shard_path(tmp_path, "opt_input", fids[2]).unlink()
+    write_shard(select.shard_path(tmp_path, "metadata", fids[3]), value=3.0)
     capsys.readouterr()
     assert run_all(tmp_path) == (0, fids[1:4])
     shown = capsys.readouterr().err
@@ -646,7 +651,7 @@ def test_run_skips_what_is_complete_and_makes_again_what_is_not(tmp_path, capsys
 def test_one_bad_shard_stops_no_other_and_is_named_without_a_traceback(tmp_path, capsys, error):
     fids = fid_list(4)
     for fid in fids:
-        write_shard(shards.shard_path(tmp_path, "metadata", fid))
+        write_shard(select.shard_path(tmp_path, "metadata", fid))
     status, made = run_all(tmp_path, broken=fids[1:2], error=error)
     assert (status, made) == (1, [fids[0], *fids[2:]])
     shown = capsys.readouterr().err
@@ -660,14 +665,14 @@ def test_257_failures_exit_1_not_257_nor_their_low_byte(tmp_path):
     fids = fid_list(257)
     for fid in fids:
         (tmp_path / "xp_metadata").mkdir(exist_ok=True)
-        shards.shard_path(tmp_path, "metadata", fid).touch()
+        select.shard_path(tmp_path, "metadata", fid).touch()
     assert run_all(tmp_path, broken=fids) == (1, [])
 
 
 def test_keyboard_interrupt_stops_with_130_and_keeps_what_is_done(tmp_path):
     fids = fid_list(3)
     for fid in fids:
-        write_shard(shards.shard_path(tmp_path, "metadata", fid))
+        write_shard(select.shard_path(tmp_path, "metadata", fid))
     status, made = run_all(tmp_path, broken=fids[2:], error=KeyboardInterrupt)
     assert (status, made) == (130, fids[:2])
 
@@ -675,9 +680,9 @@ def test_keyboard_interrupt_stops_with_130_and_keeps_what_is_done(tmp_path):
 def run_threads(data_dir, process, on_interrupt=None):
     """A step of 12 shards, 3 at once; the exit status."""
     args = arguments(data_dir)
-    return shards.run_shards(
+    return run.run_shards(
         "toy", args, fid_list(12), lambda fid: [],
-        lambda fid: shards.shard_path(data_dir, "opt_input", fid), process,
+        lambda fid: select.shard_path(data_dir, "opt_input", fid), process,
         jobs=3, on_interrupt=on_interrupt,
     )  # fmt: skip
 
@@ -718,7 +723,7 @@ def test_an_interrupt_ends_threads_that_wait_and_drops_the_rest(tmp_path):
 
 
 def test_usage_errors_become_one_line_and_status_2(capsys):
-    @shards.usage_exit
+    @run.usage_exit
     def main(argv=None):
         raise UsageError("no such folder")
 
@@ -727,28 +732,29 @@ def test_usage_errors_become_one_line_and_status_2(capsys):
 
 
 def test_the_log_goes_where_asked_and_names_the_partition(tmp_path):
-    shards.setup_logging("toy", tmp_path / "own.log").info("hello")
+    run.setup_logging("toy", tmp_path / "own.log").info("hello")
     assert "hello" in (tmp_path / "own.log").read_text()
     args = arguments(tmp_path, "--partition", 3, 1)
-    shards.setup_logging("toy", None, args).info("part")
+    run.setup_logging("toy", None, args).info("part")
     assert "part" in (tmp_path / "logs" / "toy_part1-of-3.log").read_text()
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="--log"):
-        shards.setup_logging("toy", tmp_path / "file" / "own.log")
+        run.setup_logging("toy", tmp_path / "file" / "own.log")
 
 
 PARTITIONED = """
-import argparse, sys, numpy as np, shards
+import argparse, sys, numpy as np
+from pipeline import run, select, write
 parser = argparse.ArgumentParser()
-shards.add_shard_arguments(parser)
+select.add_shard_arguments(parser)
 args = parser.parse_args()
 def process(fid, output, log):
     flux = np.random.default_rng(int(fid[:6])).normal(size=(3000, 20))
-    with shards.ShardWriter(output, 3000, "gdr3_source_id", {"inputs": "[]"}) as writer:
+    with write.ShardWriter(output, 3000, "gdr3_source_id", {"inputs": "[]"}) as writer:
         writer.write("gdr3_source_id", 0, np.arange(3000))
         writer.write("flux", 0, flux)
-sys.exit(shards.run_shards("toy", args, shards.select_fids(args, "metadata"), lambda fid: [],
-    lambda fid: shards.shard_path(args.data_dir, "opt_output", fid), process))
+sys.exit(run.run_shards("toy", args, select.select_fids(args, "metadata"), lambda fid: [],
+    lambda fid: select.shard_path(args.data_dir, "opt_output", fid), process))
 """
 
 
@@ -767,7 +773,7 @@ def test_two_partitions_side_by_side_equal_one_serial_run(tmp_path):
     assert [run.communicate() and run.returncode for run in runs] == [0, 0, 0]
     for fid in fids:
         assert_same_datasets(
-            *(shards.shard_path(tmp_path / f, "opt_output", fid) for f in ("serial", "parallel"))
+            *(select.shard_path(tmp_path / f, "opt_output", fid) for f in ("serial", "parallel"))
         )
 
 

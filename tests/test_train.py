@@ -26,7 +26,9 @@ from fitting.catalogue import accuracy
 from fitting.posterior import CURVATURE_ALONE
 from fitting.star_solver import StarSolver
 from fitting.training import Trainer
-from shards import ShardReader, ShardWriter, Status, output_state
+from pipeline.provenance import Status, output_state
+from pipeline.read import ShardReader
+from pipeline.write import ShardWriter
 
 RESULTS = ("model.h5", "validation.h5")
 

@@ -15,13 +15,15 @@ import pytest
 from demo_model import ROOT, quick, run_python
 from helpers import assert_same_datasets, flip_bit, read_all, truncate
 
-import shards
 import train
 import xp_opt_allsources as step
 import xp_utils
 from fitting import catalogue
 from fitting.catalogue import QualityFlag
-from shards import ShardReader, ShardWriter, shard_path
+from pipeline import read, select
+from pipeline.read import ShardReader
+from pipeline.select import shard_path
+from pipeline.write import ShardWriter
 
 N_STARS = 30  # of each shard that are used
 WL = xp_utils.XP_WAVELENGTHS
@@ -48,7 +50,7 @@ def write_input(data_dir, fid, table, wavelengths=xp_utils.SAMPLE_WAVELENGTHS):
 def tables(demo_model):
     """{fid: table} of the first stars of each shard of step 9."""
     out = {}
-    for fid in shards.list_fids(demo_model.data_dir, "opt_input"):
+    for fid in select.list_fids(demo_model.data_dir, "opt_input"):
         table = read_all(shard_path(demo_model.data_dir, "opt_input", fid))
         out[fid] = {name: values[:N_STARS] for name, values in table.items()}
     return out
@@ -193,11 +195,11 @@ def test_validation_stars_are_inferred_as_training_said(demo_model, result, fids
     n = 0
     for fid in fids:
         found = read_all(output(result, fid))
-        rows = shards.join_rows(found["gdr3_source_id"], validation["gdr3_source_id"])
+        rows = read.join_rows(found["gdr3_source_id"], validation["gdr3_source_id"])
         both = rows >= 0
         n += both.sum()
         assert_close_solutions(
-            shards.take_rows(validation, rows[both]),
+            read.take_rows(validation, rows[both]),
             {name: values[both] for name, values in found.items()},
         )
     assert n > 5
@@ -380,16 +382,18 @@ def test_parts_together_are_the_whole(demo_model, sky, fids, tmp_path, stand_in)
 
 
 KILLED = """
-import shards
+from pipeline import read
+from pipeline import select
+from pipeline import write
 import xp_opt_allsources as step
-whole, calls = shards.ShardWriter.write_table, []
+whole, calls = write.ShardWriter.write_table, []
 def write_table(self, table, **options):
     calls.append(1)
     if len(calls) < 2:
         return whole(self, table, **options)
     whole(self, dict(list(table.items())[:5]), **options)  # in the middle of the second shard
     os.kill(os.getpid(), signal.SIGKILL)
-shards.ShardWriter.write_table = write_table
+write.ShardWriter.write_table = write_table
 with quick():
     step.main(sys.argv[1:])
 """

@@ -44,20 +44,17 @@ from astropy.table.meta import get_header_from_yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shards import (
+from pipeline.errors import ShardError, UsageError
+from pipeline.provenance import provenance
+from pipeline.run import run_shards, setup_logging, usage_exit
+from pipeline.select import (
     FID_PATTERN,
-    ShardError,
-    ShardWriter,
-    UsageError,
     add_shard_arguments,
     chosen_partition,
     partition_of,
-    provenance,
-    run_shards,
-    setup_logging,
     shard_path,
-    usage_exit,
 )
+from pipeline.write import ShardWriter
 
 SCRIPT = "convert_xp_csv"
 FILE_NAME = re.compile(rf"XpContinuousMeanSpectrum_({FID_PATTERN.pattern})\.csv(\.gz)?")

@@ -21,7 +21,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.build_sky import read_stars
-from shards import ShardWriter, provenance, usage_exit
+from pipeline.provenance import provenance
+from pipeline.run import usage_exit
+from pipeline.write import ShardWriter
 
 CELL = {"teff": 250.0, "logg": 0.5, "feh": 0.25}  # K, dex, dex
 COEFFICIENT_QUANTUM = 3e-5  # of the coefficient's error; moves sampled fluxes < 3e-4 sigma

@@ -15,7 +15,8 @@ import numpy as np
 
 import query_xp_metadata
 from demo import build_sky
-from shards import ShardReader, list_fids, shard_path
+from pipeline.read import ShardReader
+from pipeline.select import list_fids, shard_path
 
 HERE = Path(__file__).resolve().parent
 STARS = HERE.parents[1] / "demo" / "stars.h5"

@@ -33,17 +33,11 @@ from astroquery.utils.tap import TapPlus
 from astroquery.utils.tap.conn.tapconn import TapConn
 from astroquery.utils.tap.model.job import Job
 
-from shards import (
-    KINDS,
-    ShardError,
-    ShardReader,
-    UsageError,
-    input_paths,
-    run_shards,
-    select_fids,
-    setup_logging,
-    shard_path,
-)
+from pipeline.errors import ShardError, UsageError
+from pipeline.read import ShardReader
+from pipeline.run import run_shards, setup_logging
+from pipeline.schema import KINDS
+from pipeline.select import input_paths, select_fids, shard_path
 
 GAIA_TAP_URL = "https://gea.esac.esa.int/tap-server/tap"
 ROW_LIMIT = 3_000_000  # the Gaia archive's, of anonymous asynchronous jobs

@@ -1,0 +1,1 @@
+"""What the steps share: schema, release, shards, archive jobs, figures."""

@@ -1,0 +1,139 @@
+"""What a file was made from, and whether it still is what would be made now."""
+
+import contextlib
+import enum
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import h5py
+
+from pipeline.errors import ShardError
+from pipeline.read import HDF5_ERRORS, check_whole
+
+MOST_INPUTS = 64  # named one by one in an output; more are named by folder
+PACKAGES = ("numpy", "scipy", "h5py", "astropy", "tensorflow")
+
+
+@functools.cache
+def project_version() -> str:
+    """`git describe` of the project, else its VERSION file, else "unknown"."""
+    here = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--tags"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+    with contextlib.suppress(OSError):
+        return (here / "VERSION").read_text().strip()
+    return "unknown"
+
+
+@functools.cache
+def _package_versions() -> str:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return json.dumps(found)
+
+
+def identity(path) -> str:
+    """What changes when the file's content does.
+
+    A file of ours: its `content_id`, which survives copying. A foreign or damaged one: size and
+    mtime (copy those with `cp -p` or `rsync -a`). ShardError where there is no such file.
+    """
+    with contextlib.suppress(*HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
+        if "content_id" in file.attrs:
+            return f"content {file.attrs['content_id']}"
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise ShardError(f"{path}: input not found ({error.strerror})") from error
+    return f"size {stat.st_size} mtime {stat.st_mtime_ns}"
+
+
+def _input_entries(inputs) -> list[dict]:
+    """Name, size and identity of each input; of each folder where they are many.
+
+    HDF5 attributes hold at most 64 kB, and one file may be made from 17,000.
+    """
+    entries = [
+        {"name": Path(path).name, "identity": identity(path), "size": os.stat(path).st_size}
+        for path in inputs
+    ]
+    if len(entries) <= MOST_INPUTS:
+        return entries
+    folders = {}
+    for path, entry in zip(inputs, entries, strict=True):
+        folders.setdefault(Path(path).parent.name, []).append(entry)
+    return [
+        {
+            "name": f"{folder} ({len(group)} files)",
+            "size": sum(entry["size"] for entry in group),
+            "identity": hashlib.sha256(repr(sorted(map(str, group))).encode()).hexdigest(),
+        }
+        for folder, group in folders.items()
+    ]
+
+
+def provenance(script: str, argv, inputs) -> dict:
+    """Attributes of an output: script, version, time, command line, inputs, package versions.
+
+    argv: list of arguments (None: those of this process); inputs: paths of the files read.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    return {
+        "script": script,
+        "version": project_version(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command_line": " ".join([script, *map(str, arguments)]),
+        "inputs": json.dumps(_input_entries(inputs)),
+        "packages": _package_versions(),
+    }
+
+
+# ---- state of an output ----------------------------------------------------------------------
+
+
+class Status(enum.Enum):
+    ABSENT = "absent"
+    COMPLETE = "complete"
+    PARTIAL = "partial"
+    STALE = "stale"
+
+
+@dataclass(frozen=True)
+class State:
+    """Status of an output and, where it is not complete, the reason in words."""
+
+    status: Status
+    reason: str = ""
+
+
+def output_state(path, inputs=()) -> State:
+    """State of an output made from the files `inputs`.
+
+    ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: an input's identity, or the
+    set of inputs, is not the recorded one. Raises ShardError where an input does not exist.
+    """
+    if not Path(path).exists():
+        return State(Status.ABSENT)
+    try:
+        attrs = check_whole(path)
+    except ShardError as error:
+        return State(Status.PARTIAL, str(error))
+    recorded = {(e["name"], e["identity"]) for e in json.loads(attrs.get("inputs", "[]"))}
+    now = {(e["name"], e["identity"]) for e in _input_entries(inputs)}
+    if recorded == now:
+        return State(Status.COMPLETE)
+    changed = sorted({name for name, _ in recorded ^ now})
+    return State(Status.STALE, f"made from other inputs than now: {', '.join(changed)}")

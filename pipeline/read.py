@@ -1,0 +1,228 @@
+"""Reading shards, ours or foreign, and joining their rows by id.
+
+Every fault of a file is a ShardError that says which file and dataset, and what to do.
+"""
+
+import hashlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.errors import ShardError
+from pipeline.schema import KINDS
+from pipeline.select import shard_path
+
+MOST_GAP = 8  # rows between two wanted ones that are read rather than skipped
+CACHE_BYTES = 1 << 25  # per dataset read: foreign files may hold large or column-wise chunks
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.exists():
+        raise ShardError(f"{path}: not found")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ShardError(f"{path}: empty file (0 bytes); delete it and fetch or make it again")
+    try:
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
+    except OSError as error:
+        raise ShardError(
+            f"{path}: not a readable HDF5 file (truncated or damaged; {error}); make it again"
+        ) from error
+
+
+class ShardReader:
+    """Read a shard, ours or foreign, with every fault of the file as a ShardError.
+
+    `n_rows`, `columns` (root-level datasets) and `attrs` are read on opening. With an `id_column`
+    (given, or recorded in the file) all datasets must have as many rows as it has.
+    """
+
+    def __init__(self, path, id_column=None):
+        self.path = Path(path)
+        self._file = _open(self.path)
+        try:
+            self._inspect(id_column)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _inspect(self, id_column):
+        try:
+            self.attrs = {key: self._file.attrs[key] for key in self._file.attrs}
+            items = {name: self._file[name] for name in self._file}
+            self._shapes = {k: v.shape for k, v in items.items() if isinstance(v, h5py.Dataset)}
+        except HDF5_ERRORS as error:
+            raise ShardError(f"{self.path}: damaged ({error}); make it again") from error
+        if not self.attrs.get("complete", True):
+            raise ShardError(f"{self.path}: marked as incomplete; make it again")
+        self.columns = list(self._shapes)
+        self.id_column = id_column or self.attrs.get("id_column")
+        self.n_rows = None
+        if self.id_column is not None:
+            self._require(self.id_column)
+            self.n_rows = self._shapes[self.id_column][0] if self._shapes[self.id_column] else 0
+            odd = {k: s for k, s in self._shapes.items() if not s or s[0] != self.n_rows}
+            if odd:
+                raise ShardError(
+                    f"{self.path}: {self.id_column} has {self.n_rows} rows, but the shape of "
+                    + ", ".join(f"{name} is {shape}" for name, shape in odd.items())
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+    def _require(self, name):
+        if name not in self._shapes and name not in self._file:
+            found = ", ".join(self.columns) or "none"
+            raise ShardError(f"{self.path}: no dataset {name}; found: {found}")
+
+    def read(self, name, start=0, stop=None) -> np.ndarray:
+        """Rows start..stop of a dataset (all of it by default), in native byte order."""
+        self._require(name)
+        try:
+            data = self._file[name]
+            array = data[start:stop] if data.shape else data[()]
+        except HDF5_ERRORS as error:
+            raise ShardError(
+                f"{self.path}: dataset {name}, rows {start} to {stop or 'the end'}, cannot be read "
+                f"(checksum or truncation; {error}); make the file again (--overwrite) or fetch it"
+            ) from error
+        array = np.asarray(array)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    def read_rows(self, name, rows) -> np.ndarray:
+        """The given rows (n,), increasing; rows far from all of them are not read."""
+        if not len(rows):
+            return self.read(name, 0, 0)
+        groups = np.split(rows, np.flatnonzero(np.diff(rows) > MOST_GAP) + 1)
+        parts = [self.read(name, int(g[0]), int(g[-1]) + 1)[g - g[0]] for g in groups]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def attributes(self, name) -> dict:
+        """Attributes of a dataset."""
+        self._require(name)
+        return dict(self._file[name].attrs)
+
+    def read_table(self, names, start=0, stop=None, optional=()) -> dict:
+        """{name: rows start..stop} of `names`, and of those of `optional` that exist."""
+        present = [name for name in optional if name in self._shapes and name not in names]
+        return {name: self.read(name, start, stop) for name in [*names, *present]}
+
+    def source_id(self) -> np.ndarray:
+        """(N,) int64 ids, in the file's order; ShardError where they are not unique integers."""
+        ids = self.read(self.id_column)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ShardError(
+                f"{self.path}: {self.id_column} is {ids.dtype} of shape {ids.shape}, "
+                "expected one integer per row"
+            )
+        ids = ids.astype(np.int64)
+        require_unique(ids, f"{self.path}: {self.id_column}")
+        return ids
+
+
+def id_hash(ids) -> str:
+    return hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()
+
+
+def check_whole(path) -> dict:
+    """Attributes of a file of ours; ShardError where it is not whole.
+
+    Whole: opens, carries the marker, its datasets have the recorded number of rows and its ids
+    the recorded hash. The checksums of the other datasets are verified when they are read.
+    """
+    with ShardReader(path) as reader:
+        attrs = reader.attrs
+        if not attrs.get("complete", False):
+            raise ShardError(f"{path}: no marker of completeness; not a finished file of ours")
+        column = attrs.get("id_column")
+        if column is not None:
+            if reader.n_rows != attrs.get("n_rows"):
+                raise ShardError(
+                    f"{path}: {reader.n_rows} rows, but {attrs.get('n_rows')} were recorded"
+                )
+            if id_hash(reader.read(column)) != attrs.get("sourceid_hash"):
+                raise ShardError(f"{path}: {column} differs from its recorded hash")
+    return attrs
+
+
+def require_unique(ids, what):
+    ordered = np.sort(ids)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise ShardError(f"{what} has {len(repeated)} repeated ids, the first is {repeated[0]}")
+
+
+# ---- joining ---------------------------------------------------------------------------------
+
+
+def join_rows(wanted_ids, other_ids) -> np.ndarray:
+    """(N,) int64 row of each wanted id in `other_ids` (any order), -1 where it is absent.
+
+    ShardError where `other_ids` repeats an id.
+    """
+    wanted = np.asarray(wanted_ids, np.int64)
+    other = np.asarray(other_ids, np.int64)
+    require_unique(other, "the table to join")
+    if not len(other):
+        return np.full(len(wanted), -1)
+    order = np.argsort(other)
+    place = np.minimum(np.searchsorted(other, wanted, sorter=order), len(other) - 1)
+    rows = order[place]
+    return np.where(other[rows] == wanted, rows, -1)
+
+
+def take_rows(table: dict, index) -> dict:
+    """Rows `index` of each column; where index is -1: NaN, b"" or 0 by the column's type."""
+    index = np.asarray(index)
+    out = {}
+    for name, column in table.items():
+        fill = np.nan if column.dtype.kind in "fc" else b"" if column.dtype.kind == "S" else 0
+        out[name] = np.full((len(index), *column.shape[1:]), fill, column.dtype)
+        out[name][index >= 0] = column[index[index >= 0]]
+    return out
+
+
+def _joined_table(data_dir, fid, kind, names, ids) -> dict:
+    """Small columns of a kind in the order of `ids`; `matched` tells which have a row."""
+    path = shard_path(data_dir, kind, fid)
+    with ShardReader(path, KINDS[kind].id_column) as reader:
+        index = join_rows(ids, reader.source_id())
+        table = reader.read_table(names[0], optional=names[1])
+    return {**take_rows(table, index), "matched": index >= 0}
+
+
+def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=2048):
+    """Yield (rows, {kind: table or None}) with the rows of all kinds aligned to the spectra's.
+
+    columns: {kind: (required names, optional names)}; must hold "xp", whose shard gives the order
+    and is read at most `chunk_size` rows at a time. The other kinds are small: they are read whole
+    and joined by id; their rows without a match are NaN, b"" or 0, and False in an added column
+    `matched`. Kinds not in `columns` come as None. wanted_rows: row numbers of the spectra shard
+    (any order), None for all; others are not read. rows: (n,) int64, increasing. The "xp" table
+    always holds its id column. Raises ShardError for every fault of a file.
+    """
+    xp = KINDS["xp"]
+    with ShardReader(shard_path(data_dir, "xp", fid), xp.id_column) as reader:
+        ids = reader.source_id()
+        wanted = np.arange(len(ids)) if wanted_rows is None else np.unique(wanted_rows)
+        joined = {
+            kind: _joined_table(data_dir, fid, kind, names, ids)
+            for kind, names in columns.items()
+            if kind != "xp"
+        }
+        required, optional = columns["xp"]
+        present = [*required, *(name for name in optional if name in reader.columns)]
+        for start in range(0, len(wanted), chunk_size):
+            rows = wanted[start : start + chunk_size]
+            tables = dict.fromkeys(KINDS) | {
+                kind: {name: column[rows] for name, column in table.items()}
+                for kind, table in joined.items()
+            }
+            tables["xp"] = {name: reader.read_rows(name, rows) for name in present}
+            tables["xp"][xp.id_column] = ids[rows]
+            yield rows, tables

@@ -1,0 +1,107 @@
+"""Finding shards, and selecting those that a run handles.
+
+A shard is an HDF5 file for one patch of sky; `fid` = "000000-003111" names the inclusive range of
+level-8 nested HEALPix pixels that it covers.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from pipeline.errors import ShardError, UsageError
+from pipeline.schema import KINDS
+
+FID_PATTERN = re.compile(r"\d{6}-\d{6}")
+
+
+def shard_path(data_dir, kind, fid) -> Path:
+    """Path of shard `fid` of a kind (a key of KINDS)."""
+    return Path(data_dir) / KINDS[kind].folder / f"{KINDS[kind].prefix}_{fid}.h5"
+
+
+def list_fids(data_dir, kind) -> list[str]:
+    """Sorted fids present in the folder of a kind; temporary and foreign names are ignored."""
+    pattern = re.compile(rf"{KINDS[kind].prefix}_({FID_PATTERN.pattern})\.h5")
+    folder = Path(data_dir) / KINDS[kind].folder
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(match[1] for match in map(pattern.fullmatch, names) if match)
+
+
+def input_paths(data_dir, fid, kinds) -> list[Path]:
+    """Paths of shard `fid` of several kinds; ShardError where one does not exist."""
+    paths = [shard_path(data_dir, kind, fid) for kind in kinds]
+    for path in paths:
+        if not path.is_file():
+            raise ShardError(f"{path}: not found; the shard is missing from a folder in use")
+    return paths
+
+
+def used_kinds(data_dir, kinds, without=()) -> list[str]:
+    """Those of `kinds` not in `without`; UsageError where the folder of one does not exist."""
+    used = [kind for kind in kinds if kind not in (without or ())]
+    for kind in used:
+        folder = Path(data_dir) / KINDS[kind].folder
+        if not folder.is_dir():
+            way_out = f", or leave it out with --without {kind}" if KINDS[kind].optional else ""
+            raise UsageError(f"{folder}: no such folder; make it with its step{way_out}")
+    return used
+
+
+def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every shard script has."""
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: %(default)s")
+    parser.add_argument(
+        "--partition",
+        nargs=2,
+        type=int,
+        metavar=("N", "K"),
+        help="handle the K-th (from 0) of N parts; default: the Slurm array task, if any",
+    )
+    parser.add_argument("--shards", nargs="+", metavar="FID", help="handle only these shards")
+    parser.add_argument("--overwrite", action="store_true", help="make finished shards again")
+    parser.add_argument("--log", type=Path, help="default: DATA_DIR/logs/SCRIPT[_part].log")
+
+
+def partition_of(fid: str, n: int) -> int:
+    """Part 0..n-1 of a shard: a hash of its name alone, so parts do not move as files come."""
+    return int.from_bytes(hashlib.sha256(fid.encode()).digest()[:8], "big") % n
+
+
+def chosen_partition(args) -> tuple[int, int] | None:
+    """(N, K) of --partition, else of the Slurm array task, else None; UsageError where invalid.
+
+    Slurm arrays may start at 1 (`SLURM_ARRAY_TASK_MIN`).
+    """
+    source = "--partition"
+    part = getattr(args, "partition", None)
+    if part is None and {"SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_ID"} <= os.environ.keys():
+        source = "the Slurm array task"
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
+        task = int(os.environ["SLURM_ARRAY_TASK_ID"])
+        part = int(os.environ["SLURM_ARRAY_TASK_COUNT"]), task - first
+    if part is None:
+        return None
+    n, k = part
+    if n < 1 or not 0 <= k < n:
+        raise UsageError(f"{source} gives part {k} of {n}: K must be 0..N-1; give --partition N K")
+    return n, k
+
+
+def select_fids(args, kind) -> list[str]:
+    """The fids of a kind that --shards and --partition (or Slurm) choose.
+
+    Raises UsageError for a missing or empty folder, unknown fids and an impossible partition.
+    """
+    folder = Path(args.data_dir) / KINDS[kind].folder
+    fids = list_fids(args.data_dir, kind)
+    if not fids:
+        raise UsageError(f"{folder}: no {KINDS[kind].prefix}_*.h5 shards there; check --data-dir")
+    if args.shards:
+        unknown = sorted(set(args.shards) - set(fids))
+        if unknown:
+            raise UsageError(f"--shards {' '.join(unknown)}: not in {folder} (e.g. {fids[0]} is)")
+        fids = sorted(set(args.shards))
+    part = chosen_partition(args)
+    return [fid for fid in fids if part is None or partition_of(fid, part[0]) == part[1]]

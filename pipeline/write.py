@@ -1,0 +1,260 @@
+"""Writing files that appear under their final name only when whole.
+
+`ShardWriter` writes beside the final name, checks, syncs and renames. Every dataset with rows
+carries a fletcher32 checksum, so a flipped bit raises on reading. It is the only code of the
+project that opens HDF5 files for writing.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.errors import ShardError
+from pipeline.read import HDF5_ERRORS, check_whole, id_hash
+
+CHUNK_BYTES = 1 << 18  # of a dataset's chunk: small enough for sparse rows, large enough for gzip
+
+
+def _storable(values) -> np.ndarray:
+    """Array with strings as fixed-length bytes and native byte order."""
+    array = np.asarray(values)
+    if array.dtype.kind == "O":
+        array = array.astype(str)
+    if array.dtype.kind == "U":
+        array = np.strings.encode(array, "utf-8")
+    if array.dtype == np.dtype("S0"):
+        array = array.astype("S1")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _remove_dead_temporaries(path: Path) -> None:
+    """Remove what killed runs left beside `path`: their process is gone, or a day has passed.
+
+    Only processes of this machine can be asked; a cluster's other nodes get the day.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(.+)-(\d+)\.[0-9a-f]+\.part")
+    for name in os.listdir(path.parent):
+        match = pattern.fullmatch(name)
+        if not match:
+            continue
+        temporary = path.parent / name
+        with contextlib.suppress(FileNotFoundError):
+            if _process_gone(*match.groups()) or time.time() - temporary.stat().st_mtime > 86400:
+                temporary.unlink()
+
+
+def _process_gone(host: str, pid: str) -> bool:
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+def _sync(path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class _Column:
+    """A dataset being written: rows so far, and the hash of their bytes while in order."""
+
+    dataset: h5py.Dataset
+    written: np.ndarray | None  # (n_rows,) bool; None for a free array
+    digest: object
+    next_row: int = 0
+
+
+class ShardWriter:
+    """Write an HDF5 file that appears under its final name only when whole.
+
+    With `id_column`, every dataset has `n_rows` rows, all of which must be written before the end
+    of the `with` block (else ShardError and no file). With `id_column=None` (models, checkpoints)
+    arrays of any shape go in by `write_array`. Root attributes of the result: `complete`,
+    `content_id` (hash of all data, kept by copying), `n_rows`, `id_column`, `sourceid_hash`,
+    the entries of `provenance` and of `attrs`. On an exception nothing is left behind.
+    """
+
+    def __init__(self, path, n_rows, id_column, provenance: dict, attrs: dict | None = None):
+        self.path = Path(path)
+        self.n_rows = n_rows
+        self.id_column = id_column
+        self._attrs = {**provenance, **(attrs or {})}
+        self._described = attrs or {}
+        self._columns: dict[str, _Column] = {}
+
+    def __enter__(self):
+        owner = f"{socket.gethostname()}-{os.getpid()}"
+        name = f".{self.path.name}.{owner}.{uuid.uuid4().hex[:8]}.part"
+        self._temporary = self.path.with_name(name)
+        with self._writing():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_dead_temporaries(self.path)
+            self._file = h5py.File(self._temporary, "w", locking=False)
+            self._file.attrs["complete"] = False
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                with self._writing():
+                    self._finish()
+        finally:
+            with contextlib.suppress(*HDF5_ERRORS):  # a full disk fails here once more
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise ShardError(
+                f"{self.path}: cannot be written ({error}); is the disk full, or the folder closed?"
+            ) from error
+
+    def create(self, name, shape_tail=(), dtype="f4", units=None, description=None, **attrs):
+        """Create a dataset of shape (n_rows, *shape_tail), chunked, compressed, with checksum."""
+        self._create(name, (self.n_rows, *shape_tail), dtype, rows=True)
+        described = {"units": units, "description": description, **attrs}
+        self.set_attributes(name, **{k: v for k, v in described.items() if v is not None})
+
+    def set_attributes(self, name, **attrs):
+        """Set attributes of a dataset already created."""
+        for key, value in attrs.items():
+            self._columns[name].dataset.attrs[key] = value
+
+    def write(self, name, start, array):
+        """Write rows start..start+len(array); makes the dataset on first use where needed."""
+        array = _storable(array)
+        if name not in self._columns:
+            self.create(name, array.shape[1:], array.dtype)
+        column = self._columns[name]
+        stop = start + len(array)
+        if array.shape[1:] != column.dataset.shape[1:] or not 0 <= start <= stop <= self.n_rows:
+            raise ShardError(
+                f"{self.path}: dataset {name} of shape {column.dataset.shape} "
+                f"cannot take an array of shape {array.shape} at row {start}"
+            )
+        array = self._cast(name, array, column.dataset.dtype)
+        with self._writing():
+            column.dataset[start:stop] = array
+        if start == column.next_row and not column.written[start:stop].any():
+            column.digest.update(np.ascontiguousarray(array))
+            column.next_row = stop
+        else:
+            column.next_row = -1  # out of order: hashed from the file at the end
+        column.written[start:stop] = True
+
+    def write_table(self, table: dict, units: dict | None = None, start=0):
+        """Write columns {name: (n, ...) array} at row `start`; units: {name: text}."""
+        for name, array in table.items():
+            self.write(name, start, array)
+            if units and name in units:
+                self.set_attributes(name, units=units[name])
+
+    def write_array(self, name, array, **attrs):
+        """Write a whole array or scalar of any shape under a name (may hold "/")."""
+        array = _storable(array)
+        column = self._create(name, array.shape, array.dtype, rows=False)
+        with self._writing():
+            column.dataset[...] = array
+        column.digest.update(np.ascontiguousarray(array))
+        self.set_attributes(name, **attrs)
+
+    def _cast(self, name, array, dtype):
+        if dtype.kind == "S" and array.dtype.itemsize > dtype.itemsize:
+            raise ShardError(f"{self.path}: a string of {name} is longer than its {dtype}")
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
+            raise ShardError(f"{self.path}: {name} holds {dtype}, given {array.dtype}")
+        return array.astype(dtype, copy=False)
+
+    def _create(self, name, shape, dtype, rows) -> _Column:
+        if name in self._columns:
+            raise ShardError(f"{self.path}: dataset {name} is created twice")
+        dtype = np.dtype(dtype)
+        filters = {}
+        if shape and min(shape) > 0:  # neither scalars nor empty datasets can be chunked
+            row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:])))
+            chunk_rows = min(shape[0], max(1, CHUNK_BYTES // row_bytes))
+            filters = {"chunks": (chunk_rows, *shape[1:]), "shuffle": True, "fletcher32": True}
+            filters |= {"compression": "gzip", "compression_opts": 1}
+        dataset = self._file.create_dataset(name, shape=shape, dtype=dtype, **filters)
+        written = np.zeros(shape[0], bool) if rows else None
+        column = _Column(dataset, written, hashlib.blake2b(digest_size=20))
+        self._columns[name] = column
+        return column
+
+    def _column_digest(self, column) -> str:
+        if column.next_row >= 0:
+            return column.digest.hexdigest()
+        digest, data = hashlib.blake2b(digest_size=20), column.dataset
+        for start in range(0, len(data), 4096):
+            digest.update(np.ascontiguousarray(data[start : start + 4096]))
+        return digest.hexdigest()
+
+    def _content_id(self) -> str:
+        whole = hashlib.blake2b(digest_size=20)
+        for name, column in sorted(self._columns.items()):
+            data = column.dataset
+            described = [(key, repr(np.asarray(data.attrs[key]).tolist())) for key in data.attrs]
+            entry = [name, str(data.dtype), data.shape, self._column_digest(column), described]
+            whole.update(repr(entry).encode())
+        described = [(key, repr(value)) for key, value in sorted(self._described.items())]
+        whole.update(repr(described).encode())
+        return whole.hexdigest()
+
+    def _finish(self):
+        for name, column in self._columns.items():
+            if column.written is not None and not column.written.all():
+                missing = int((~column.written).sum())
+                raise ShardError(
+                    f"{self.path}: {missing} of {self.n_rows} rows of {name} were not written"
+                )
+        attrs = self._file.attrs
+        for key, value in self._attrs.items():
+            attrs[key] = value
+        if self.id_column is not None:
+            if self.id_column not in self._columns:
+                raise ShardError(f"{self.path}: the id column {self.id_column} was not written")
+            attrs["id_column"], attrs["n_rows"] = self.id_column, self.n_rows
+            attrs["sourceid_hash"] = id_hash(self._file[self.id_column][...])
+        attrs["content_id"] = self._content_id()
+        attrs["complete"] = True
+        self._file.close()
+        check_whole(self._temporary)
+        _sync(self._temporary)
+        os.replace(self._temporary, self.path)
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+            _sync(self.path.parent)
+
+
+def write_text(path, text: str) -> None:
+    """Write a small text file, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
