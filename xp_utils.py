@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.schema import BANDS, Release
+
 # --- Sizes ----------------------------------------------------------------------------------
 N_COEFFICIENTS = 55  # per band, Gaia DR3 xp_continuous_mean_spectrum
 N_CORRELATIONS = N_COEFFICIENTS * (N_COEFFICIENTS - 1) // 2  # 1485
@@ -113,18 +115,24 @@ class InputFlag(IntFlag):
     NO_PARALLAX = 128  # parallax missing (set by the step that joins them)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class XPBasis:
-    """Design matrices (55, 61) in FLUX_UNIT per unit coefficient, merge weights (61,)."""
+    """How the coefficients of a release become fluxes.
+
+    {bp,rp}_design (n_coefficients, n_xp) in FLUX_UNIT per unit coefficient, {bp,rp}_weight (n_xp,)
+    of the merge, which add up to 1; wavelengths (n_xp,) nm; release: what the basis is of.
+    """
 
     bp_design: np.ndarray
     rp_design: np.ndarray
     bp_weight: np.ndarray
     rp_weight: np.ndarray
+    wavelengths: np.ndarray
+    release: Release
     source: str = ""
 
     def weighted(self, band, dtype=np.float64):
-        """(start, stop, design): where the band has weight, and weight * design (55, n) there."""
+        """(start, stop, design): where the band has weight, and weight * design there."""
         weight = getattr(self, f"{band}_weight")
         inside = np.flatnonzero(weight > 0)
         start, stop = inside[0], inside[-1] + 1
@@ -133,20 +141,79 @@ class XPBasis:
 
 
 @cache
-def load_xp_basis():
-    """The basis table of this project (tools/make_xp_basis.py makes it from GaiaXPy).
+def load_xp_basis(release):
+    """The `XPBasis` of a release (tools/make_xp_basis.py makes that of DR3 from GaiaXPy).
 
-    Raises ValueError where the table is of another wavelength grid.
+    Raises ValueError where the table is of other wavelengths or numbers of coefficients.
     """
-    with np.load(_TABLE) as table:
-        if not np.array_equal(table["wavelength"], XP_WAVELENGTHS):
-            raise ValueError(f"{_TABLE.name}: wavelengths differ from XP_WAVELENGTHS; remake it")
+    path, spectra = release.spectra.basis, release.spectra
+    with np.load(path) as table:
         names = ("bp_design", "rp_design", "bp_weight", "rp_weight")
         arrays = {name: table[name] for name in names}
-        source = str(table["source"])
+        wavelengths, source = table["wavelength"], str(table["source"])
+    if not np.array_equal(wavelengths, spectra.wavelengths):
+        raise ValueError(f"{path}: wavelengths differ from those of the release; remake it")
+    for band, one in spectra.bands.items():
+        expected = (one.n_coefficients, len(wavelengths))
+        found = arrays[f"{band}_design"].shape
+        if found != expected:
+            raise ValueError(f"{path}: {band}_design is {found}, the release says {expected}")
     for array in arrays.values():
         array.setflags(write=False)
-    return XPBasis(**arrays, source=source)
+    return XPBasis(**arrays, wavelengths=spectra.wavelengths, release=release, source=source)
+
+
+@dataclass(frozen=True, eq=False)
+class FluxChannels:
+    """What each of the n fluxes of a flux vector is of: XP first, then the photometric bands.
+
+    wavelengths (n,) nm; names, surveys (n,): "xp", or the band's name and its survey; bp, rp (n,)
+    bool: XP fluxes where that band has weight.
+    """
+
+    wavelengths: np.ndarray
+    names: np.ndarray
+    surveys: np.ndarray
+    bp: np.ndarray
+    rp: np.ndarray
+
+    def __len__(self):
+        return len(self.wavelengths)
+
+    @property
+    def n_xp(self) -> int:
+        """Number of XP fluxes, which come first."""
+        return int((self.surveys == "xp").sum())
+
+    @property
+    def photometry(self) -> dict:
+        """{survey: places (k,) of its fluxes}."""
+        names = dict.fromkeys(self.surveys[self.n_xp :].tolist())
+        return {name: np.flatnonzero(self.surveys == name) for name in names}
+
+    def to_arrays(self):
+        """All that defines the channels, as {name: array}."""
+        return {f"channel_{name}": np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        """The channels that `to_arrays` described. Raises KeyError where an array is missing."""
+        names = ("wavelengths", "names", "surveys", "bp", "rp")
+        out = {name: np.asarray(arrays[f"channel_{name}"]) for name in names}
+        out |= {name: out[name].astype(str) for name in ("names", "surveys")}
+        return cls(**out)
+
+
+def flux_channels(basis):
+    """The `FluxChannels` of the flux vectors made with an `XPBasis`."""
+    n_xp, none = len(basis.wavelengths), [False] * len(BANDS)
+    return FluxChannels(
+        np.concatenate([basis.wavelengths, [band.wavelength for band in BANDS]]),
+        np.array(["xp"] * n_xp + [band.name for band in BANDS]),
+        np.array(["xp"] * n_xp + [band.survey for band in BANDS]),
+        np.concatenate([basis.bp_weight > 0, none]),
+        np.concatenate([basis.rp_weight > 0, none]),
+    )
 
 
 # --- XP spectra -------------------------------------------------------------------------------

@@ -85,13 +85,15 @@ def _input_entries(inputs) -> list[dict]:
     ]
 
 
-def provenance(script: str, argv, inputs) -> dict:
+def provenance(script: str, argv, inputs, release=None) -> dict:
     """Attributes of an output: script, version, time, command line, inputs, package versions.
 
-    argv: list of arguments (None: those of this process); inputs: paths of the files read.
+    argv: list of arguments (None: those of this process); inputs: paths of the files read;
+    release: the data release that the content is of.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    return {
+    of_release = {} if release is None else {"release": release.name}
+    return of_release | {
         "script": script,
         "version": project_version(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -4,17 +4,20 @@ Every fault of a file is a ShardError that says which file and dataset, and what
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from pipeline.errors import ShardError
-from pipeline.schema import KINDS
+from pipeline.schema import KINDS, Layout, resolved
 from pipeline.select import shard_path
 
 MOST_GAP = 8  # rows between two wanted ones that are read rather than skipped
 CACHE_BYTES = 1 << 25  # per dataset read: foreign files may hold large or column-wise chunks
+# Kinds of dtype that a declared one (f, i, u, b, S) may be read from.
+KINDS_READ_AS = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "S": "SO"}
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
 
 
@@ -35,11 +38,13 @@ class ShardReader:
     """Read a shard, ours or foreign, with every fault of the file as a ShardError.
 
     `n_rows`, `columns` (root-level datasets) and `attrs` are read on opening. With an `id_column`
-    (given, or recorded in the file) all datasets must have as many rows as it has.
+    (given, or recorded in the file) all datasets must have as many rows as it has. names: {our
+    name of a dataset: a foreign file's}, where they differ.
     """
 
-    def __init__(self, path, id_column=None):
+    def __init__(self, path, id_column=None, names=None):
         self.path = Path(path)
+        self._theirs = names or {}
         self._file = _open(self.path)
         try:
             self._inspect(id_column)
@@ -50,7 +55,9 @@ class ShardReader:
     def _inspect(self, id_column):
         try:
             self.attrs = {key: self._file.attrs[key] for key in self._file.attrs}
-            items = {name: self._file[name] for name in self._file}
+            ours = {their: our for our, their in self._theirs.items() if our not in self._file}
+            items = {ours.get(name, name): self._file[name] for name in self._file}
+            self._items = items
             self._shapes = {k: v.shape for k, v in items.items() if isinstance(v, h5py.Dataset)}
         except HDF5_ERRORS as error:
             raise ShardError(f"{self.path}: damaged ({error}); make it again") from error
@@ -73,10 +80,17 @@ class ShardReader:
         return self
 
     def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
         self._file.close()
 
+    def _stored(self, name):
+        """The HDF5 object of a dataset, by our name or by a path within the file."""
+        return self._items[name] if name in self._items else self._file[name]
+
     def _require(self, name):
-        if name not in self._shapes and name not in self._file:
+        if name not in self._items and name not in self._file:
             found = ", ".join(self.columns) or "none"
             raise ShardError(f"{self.path}: no dataset {name}; found: {found}")
 
@@ -84,7 +98,7 @@ class ShardReader:
         """Rows start..stop of a dataset (all of it by default), in native byte order."""
         self._require(name)
         try:
-            data = self._file[name]
+            data = self._stored(name)
             array = data[start:stop] if data.shape else data[()]
         except HDF5_ERRORS as error:
             raise ShardError(
@@ -105,12 +119,49 @@ class ShardReader:
     def attributes(self, name) -> dict:
         """Attributes of a dataset."""
         self._require(name)
-        return dict(self._file[name].attrs)
+        return dict(self._stored(name).attrs)
 
     def read_table(self, names, start=0, stop=None, optional=()) -> dict:
         """{name: rows start..stop} of `names`, and of those of `optional` that exist."""
         present = [name for name in optional if name in self._shapes and name not in names]
         return {name: self.read(name, start, stop) for name in [*names, *present]}
+
+    def require_release(self, release):
+        """ShardError where the file says that it is of another data release."""
+        found = self.attrs.get("release", release.name)
+        if found != release.name:
+            raise ShardError(
+                f"{self.path}: of the release {found}, but {release.name} is in use: give "
+                f"--release {found}, or files of {release.name}"
+            )
+
+    def check(self, datasets):
+        """ShardError where a dataset is not as declared.
+
+        datasets: {name: `schema.Dataset`} of a kind of file. Those that are optional, or of a file
+        that others made and that are not there, are passed over: reading them says what is missing.
+        """
+        for name, data in datasets.items():
+            if name not in self._shapes:
+                if data.optional or "script" not in self.attrs:
+                    continue
+                self._require(name)
+            found, dtype = self._shapes[name][1:], self._items[name].dtype
+            if found != data.shape or dtype.kind not in KINDS_READ_AS[np.dtype(data.dtype).kind]:
+                raise ShardError(
+                    f"{self.path}: {name} is {dtype} with rows of shape {found}, expected "
+                    f"{data.dtype} and {data.shape}: make or fetch the file again"
+                )
+            self._check_unit(name, data.attributes.get("units"))
+
+    def _check_unit(self, name, expected):
+        found = self._items[name].attrs.get("units")
+        if found is None or expected is None or "script" not in self.attrs:
+            return
+        if str(found).replace(" ", "") != expected.replace(" ", ""):
+            raise ShardError(
+                f"{self.path}: {name} is in {found}, expected {expected}: make the file again"
+            )
 
     def source_id(self) -> np.ndarray:
         """(N,) int64 ids, in the file's order; ShardError where they are not unique integers."""
@@ -187,36 +238,57 @@ def take_rows(table: dict, index) -> dict:
     return out
 
 
-def _joined_table(data_dir, fid, kind, names, ids) -> dict:
-    """Small columns of a kind in the order of `ids`; `matched` tells which have a row."""
+def open_shard(data_dir, kind, fid, release) -> ShardReader:
+    """A reader of a shard; ShardError where it is of another release."""
     path = shard_path(data_dir, kind, fid)
-    with ShardReader(path, KINDS[kind].id_column) as reader:
+    names = release.spectra.names if kind == "xp" else None
+    reader = ShardReader(path, KINDS[kind].id_column(release), names)
+    try:
+        reader.require_release(release)
+    except ShardError:
+        reader.close()
+        raise
+    return reader
+
+
+def _joined_table(data_dir, fid, kind, names, ids, release) -> dict:
+    """Small columns of a kind in the order of `ids`; `matched` tells which have a row."""
+    with open_shard(data_dir, kind, fid, release) as reader:
+        reader.check(resolved(kind, Layout(release)))
         index = join_rows(ids, reader.source_id())
-        table = reader.read_table(names[0], optional=names[1])
+        table = reader.read_table(names.required, optional=names.optional)
     return {**take_rows(table, index), "matched": index >= 0}
 
 
-def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=2048):
+@dataclass(frozen=True)
+class Needs:
+    """The datasets that a step reads of a kind of shard."""
+
+    required: tuple = ()
+    optional: tuple = ()
+
+
+def aligned_chunks(data_dir, fid, needs: dict, release, wanted_rows=None, chunk_size=2048):
     """Yield (rows, {kind: table or None}) with the rows of all kinds aligned to the spectra's.
 
-    columns: {kind: (required names, optional names)}; must hold "xp", whose shard gives the order
-    and is read at most `chunk_size` rows at a time. The other kinds are small: they are read whole
-    and joined by id; their rows without a match are NaN, b"" or 0, and False in an added column
-    `matched`. Kinds not in `columns` come as None. wanted_rows: row numbers of the spectra shard
-    (any order), None for all; others are not read. rows: (n,) int64, increasing. The "xp" table
-    always holds its id column. Raises ShardError for every fault of a file.
+    needs: {kind: Needs}; must hold "xp", whose shard gives the order and is read at most
+    `chunk_size` rows at a time. The other kinds are small: they are read whole and joined by id;
+    their rows without a match are NaN, b"" or 0, and False in an added column `matched`. Kinds not
+    in `needs` come as None. wanted_rows: row numbers of the spectra shard (any order), None for
+    all; others are not read. rows: (n,) int64, increasing. The "xp" table always holds its id
+    column. Raises ShardError for every fault of a file.
     """
-    xp = KINDS["xp"]
-    with ShardReader(shard_path(data_dir, "xp", fid), xp.id_column) as reader:
+    with open_shard(data_dir, "xp", fid, release) as reader:
+        reader.check(resolved("xp", Layout(release)))
         ids = reader.source_id()
         wanted = np.arange(len(ids)) if wanted_rows is None else np.unique(wanted_rows)
         joined = {
-            kind: _joined_table(data_dir, fid, kind, names, ids)
-            for kind, names in columns.items()
+            kind: _joined_table(data_dir, fid, kind, names, ids, release)
+            for kind, names in needs.items()
             if kind != "xp"
         }
-        required, optional = columns["xp"]
-        present = [*required, *(name for name in optional if name in reader.columns)]
+        xp = needs["xp"]
+        present = [*xp.required, *(name for name in xp.optional if name in reader.columns)]
         for start in range(0, len(wanted), chunk_size):
             rows = wanted[start : start + chunk_size]
             tables = dict.fromkeys(KINDS) | {
@@ -224,5 +296,5 @@ def aligned_chunks(data_dir, fid, columns: dict, wanted_rows=None, chunk_size=20
                 for kind, table in joined.items()
             }
             tables["xp"] = {name: reader.read_rows(name, rows) for name in present}
-            tables["xp"][xp.id_column] = ids[rows]
+            tables["xp"][KINDS["xp"].id_column(release)] = ids[rows]
             yield rows, tables

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import ShardError, UsageError
-from pipeline.schema import KINDS
+from pipeline.schema import DEFAULT_RELEASE, KINDS, describe, load_release
 
 FID_PATTERN = re.compile(r"\d{6}-\d{6}")
 
@@ -47,6 +47,36 @@ def used_kinds(data_dir, kinds, without=()) -> list[str]:
             way_out = f", or leave it out with --without {kind}" if KINDS[kind].optional else ""
             raise UsageError(f"{folder}: no such folder; make it with its step{way_out}")
     return used
+
+
+def step_parser(doc, *kinds) -> argparse.ArgumentParser:
+    """The parser of a step: its help is the script's docstring and the datasets that it writes.
+
+    kinds: of files (keys of `schema.FILES`) whose datasets are described.
+    """
+    described = "\n\n".join(f"datasets, N rows:\n{describe(kind)}" for kind in kinds)
+    return argparse.ArgumentParser(
+        description=doc, epilog=described, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _release(name):
+    try:
+        return load_release(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_release_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --release."""
+    parser.add_argument(
+        "--release",
+        type=_release,
+        default=DEFAULT_RELEASE,
+        metavar="NAME",
+        help="Gaia data release: a name in tables/releases, or the path of such a file "
+        "(default: %(default)s)",
+    )
 
 
 def add_shard_arguments(parser: argparse.ArgumentParser) -> None:

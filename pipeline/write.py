@@ -99,6 +99,7 @@ class ShardWriter:
         self._attrs = {**provenance, **(attrs or {})}
         self._described = attrs or {}
         self._columns: dict[str, _Column] = {}
+        self._declared = False
 
     def __enter__(self):
         owner = f"{socket.gethostname()}-{os.getpid()}"
@@ -136,6 +137,13 @@ class ShardWriter:
         described = {"units": units, "description": description, **attrs}
         self.set_attributes(name, **{k: v for k, v in described.items() if v is not None})
 
+    def create_columns(self, datasets: dict):
+        """Create the datasets of a kind of file, {name: `schema.Dataset`}, and allow no others."""
+        for data in datasets.values():
+            self._create(data.name, (self.n_rows, *data.shape), data.dtype, rows=True)
+            self.set_attributes(data.name, **data.attributes)
+        self._declared = True
+
     def set_attributes(self, name, **attrs):
         """Set attributes of a dataset already created."""
         for key, value in attrs.items():
@@ -145,6 +153,8 @@ class ShardWriter:
         """Write rows start..start+len(array); makes the dataset on first use where needed."""
         array = _storable(array)
         if name not in self._columns:
+            if self._declared:
+                raise ShardError(f"{self.path}: {name} is not a dataset of this kind of file")
             self.create(name, array.shape[1:], array.dtype)
         column = self._columns[name]
         stop = start + len(array)

@@ -1,0 +1,42 @@
+"""The words of the project, each declared once: labels, parameters, columns, flags, bands, release.
+
+Imports nothing else of the project; reads tables/bands.toml and tables/releases/.
+"""
+
+from pipeline.schema.bands import BANDS, SURVEYS, photometry_columns
+from pipeline.schema.columns import (
+    FILES,
+    FLUX_UNIT,
+    KINDS,
+    Column,
+    Dataset,
+    FileKind,
+    Layout,
+    describe,
+    resolved,
+)
+from pipeline.schema.labels import DEFAULT_LABELS, KNOWN_LABELS, Label, LabelSet
+from pipeline.schema.release import DEFAULT_RELEASE, XP_BANDS, Release, load_release
+
+__all__ = [
+    "BANDS",
+    "DEFAULT_LABELS",
+    "DEFAULT_RELEASE",
+    "FILES",
+    "FLUX_UNIT",
+    "KINDS",
+    "KNOWN_LABELS",
+    "SURVEYS",
+    "XP_BANDS",
+    "Column",
+    "Dataset",
+    "FileKind",
+    "Label",
+    "LabelSet",
+    "Layout",
+    "Release",
+    "describe",
+    "load_release",
+    "photometry_columns",
+    "resolved",
+]
