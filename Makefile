@@ -26,7 +26,7 @@ demo: $(VENV)/run.stamp
 	@$(PY) demo/run_demo.py
 
 test: $(VENV)/dev.stamp
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 test-tap: $(VENV)/dev.stamp
 	@$(PY) -m pytest -q -rs -m tap

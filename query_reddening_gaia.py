@@ -6,19 +6,16 @@
     python query_reddening_gaia.py --data-dir data --maps bh          (needs no download)
 
 Reads the metadata (step 2). Writes DATA_DIR/xp_dustmap_match/xp_reddening_match_{fid}.h5 (or below
---output-dir), one row per row of the metadata, in their order, for the maps asked for:
+--output-dir), one row per row of the metadata, in their order, for the maps asked for: of the
+datasets listed below the ids, and those that end in the name of such a map:
 
-  gdr3_source_id                         int64
-  E_mean_bayestar, E_sigma_bayestar      Bayestar2019 at the star: mean and standard deviation over
-                                         the distances that the parallax allows and the map's
-                                         samples. North of Dec -30 only
-  E_mean_sfd, E_mean_planck, E_mean_bh   of the whole line of sight: Schlegel, Finkbeiner & Davis
-                                         1998; Planck 2013 (from the optical depth at 353 GHz);
-                                         Burstein & Heiles 1982 (|b| > 10 deg)
-  coverage_{map}                         bits of Coverage: value given; for Bayestar also fit
-                                         converged, distance reliable, parallax used
+  bayestar     Bayestar2019 at the star: mean and standard deviation over the distances that the
+               parallax allows and the map's samples. North of Dec -30 only
+  sfd          Schlegel, Finkbeiner & Davis 1998, of the whole line of sight, as the next two
+  planck       Planck 2013, from the optical depth at 353 GHz
+  bh           Burstein & Heiles 1982 (|b| > 10 deg)
 
-Each is in its map's own units (attribute `units`); NaN where the map has no value.
+Each is in its map's own units (attributes `units` and `map`); NaN where the map has no value.
 
 Distances: the posterior of d given the parallax (zero point corrected) has the prior
 d^2 exp(-d / PRIOR_LENGTH) (Bailer-Jones 2015, PASP 127, 994), so negative and imprecise parallaxes
@@ -33,9 +30,7 @@ When it fails: a missing map is named with the command that fetches it; a bad sh
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 
-import argparse
 import contextlib
-import enum
 import functools
 import io
 import sys
@@ -50,10 +45,20 @@ from astropy.utils.exceptions import AstropyWarning
 
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import provenance
-from pipeline.read import ShardReader
+from pipeline.read import open_shard
 from pipeline.run import run_shards, setup_logging, usage_exit
-from pipeline.schema import KINDS
-from pipeline.select import add_shard_arguments, input_paths, select_fids, shard_path, used_kinds
+from pipeline.schema import KINDS, Layout, resolved
+from pipeline.schema.columns import DUST_MAPS
+from pipeline.schema.flags import Coverage
+from pipeline.select import (
+    add_release_argument,
+    add_shard_arguments,
+    input_paths,
+    select_fids,
+    shard_path,
+    step_parser,
+    used_kinds,
+)
 from pipeline.write import ShardWriter
 
 with warnings.catch_warnings():
@@ -72,15 +77,6 @@ N_GRID = 200  # distances in the grid of a star's posterior: 0.06 sigma apart at
 N_QUANTILES = 16
 MAP_ERRORS = (OSError, KeyError, ValueError, TypeError, IndexError)  # of damaged map files
 CHUNK_STARS = 4096  # asked for at a time: 65,536 places of 5 samples
-
-
-class Coverage(enum.IntFlag):
-    """Bits of the datasets coverage_{map}."""
-
-    VALUE = 1  # the map has a value there
-    CONVERGED = 2  # Bayestar: its fit of this pixel converged
-    RELIABLE_DISTANCE = 4  # Bayestar: more likely than not within its reliable distances
-    PARALLAX = 8  # Bayestar: the distance is from a parallax, not from the prior alone
 
 
 @dataclass(frozen=True)
@@ -130,12 +126,11 @@ MAPS = {
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = step_parser(__doc__, "reddening")
     add_shard_arguments(parser)
+    add_release_argument(parser)
     parser.add_argument(
-        "--maps", nargs="+", choices=list(MAPS), default=["bayestar", "sfd"], help="%(default)s"
+        "--maps", nargs="+", choices=DUST_MAPS, default=["bayestar", "sfd"], help="%(default)s"
     )
     parser.add_argument(
         "--dustmaps-dir", type=Path, help="folder of the maps (default: dustmaps' own setting)"
@@ -310,18 +305,21 @@ def query_maps(maps, ra, dec, plx, plx_err) -> dict:
 # ---- the step --------------------------------------------------------------------------------
 
 
-def create_datasets(writer, names):
+def datasets_of(maps, release):
+    """The datasets of the output, for some maps (their names)."""
+    datasets = resolved("reddening", Layout(release))
+    id_column = KINDS["reddening"].id_column(release)
+    ends = tuple(f"_{name}" for name in maps)
+    return datasets.only([n for n in datasets if n == id_column or n.endswith(ends)])
+
+
+def create_datasets(writer, datasets):
     """All datasets of the output, so that a shard without stars has them too."""
-    writer.create("gdr3_source_id", dtype="i8", description="Gaia DR3 source_id")
-    bits = ", ".join(f"{bit.name} {bit.value}" for bit in Coverage)
-    for name in names:
-        kind = MAPS[name]
-        where = "" if name == "bayestar" else "; of the whole line of sight"
-        writer.create(f"E_mean_{name}", units=kind.unit, description=kind.text + where)
-        if name == "bayestar":
-            text = "standard deviation over distances and samples of the map"
-            writer.create("E_sigma_bayestar", units=kind.unit, description=text)
-        writer.create(f"coverage_{name}", dtype="u1", description=bits)
+    writer.create_columns(datasets)
+    for dataset in datasets:
+        name = dataset.rpartition("_")[2]
+        if dataset.startswith("E_"):
+            writer.set_attributes(dataset, units=MAPS[name].unit, map=MAPS[name].text)
 
 
 def count_chunk(columns, names, counts):
@@ -331,18 +329,26 @@ def count_chunk(columns, names, counts):
         counts[f"not in {name}"] = counts.get(f"not in {name}", 0) + without
 
 
-def make_shard(path, output, maps, made_by) -> dict:
-    """Write the reddening of the stars of a metadata shard; returns counters for the log."""
-    attrs = {"prior_length_kpc": PRIOR_LENGTH, "n_quantiles": N_QUANTILES}
-    with ShardReader(path, KINDS["metadata"].id_column) as reader:
-        source_id = reader.source_id()
+def read_stars(data_dir, fid, release):
+    """Ids (n,) of a metadata shard, and RA, Dec, parallax and its error (each (n,) f8)."""
+    with open_shard(data_dir, "metadata", fid, release) as reader:
+        reader.check(resolved("metadata", Layout(release)))
         table = reader.read_table(("ra", "dec", "parallax", "parallax_error"))
-        columns = [column.astype(float) for column in table.values()]
+        return reader.source_id(), [column.astype(float) for column in table.values()]
+
+
+def make_shard(source_id, columns, output, maps, release, made_by) -> dict:
+    """Write the reddening of the stars of a shard; returns counters for the log.
+
+    source_id, columns: see `read_stars`; maps: {name: query object}.
+    """
+    attrs = {"prior_length_kpc": PRIOR_LENGTH, "n_quantiles": N_QUANTILES}
+    id_column = KINDS["reddening"].id_column(release)
     without = int((~has_parallax(*columns[2:])).sum())
     counts = {"stars": len(source_id), "without a parallax": without}
-    with ShardWriter(output, len(source_id), "gdr3_source_id", made_by, attrs) as writer:
-        create_datasets(writer, maps)
-        writer.write("gdr3_source_id", 0, source_id)
+    with ShardWriter(output, len(source_id), id_column, made_by, attrs) as writer:
+        create_datasets(writer, datasets_of(maps, release))
+        writer.write(id_column, 0, source_id)
         for start in range(0, len(source_id), CHUNK_STARS):
             chunk = query_maps(maps, *(c[start : start + CHUNK_STARS] for c in columns))
             writer.write_table(chunk, start=start)
@@ -355,7 +361,7 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     used_kinds(args.data_dir, ["metadata"])
     fids = select_fids(args, "metadata")
-    names = [name for name in MAPS if name in args.maps]
+    names = [name for name in DUST_MAPS if name in args.maps]
     files = [path for name in names for path in map_files(name, args.dustmaps_dir)]
     log = setup_logging(SCRIPT, args.log, args)
 
@@ -368,8 +374,9 @@ def main(argv=None) -> int:
         return [*input_paths(args.data_dir, fid, ["metadata"]), *files]
 
     def process(fid, output, log):
-        made_by = provenance(SCRIPT, argv, inputs_of(fid))
-        return make_shard(shard_path(args.data_dir, "metadata", fid), output, open_maps(), made_by)
+        made_by = provenance(SCRIPT, argv, inputs_of(fid), args.release)
+        stars = read_stars(args.data_dir, fid, args.release)
+        return make_shard(*stars, output, open_maps(), args.release, made_by)
 
     return run_shards(
         SCRIPT,

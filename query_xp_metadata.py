@@ -1,32 +1,28 @@
 #!/usr/bin/env python3
-"""Step 2: what the Gaia archive knows of every source with an XP spectrum.
+"""Step 2: metadata of every source with an XP spectrum, from the Gaia archive.
 
     python query_xp_metadata.py --data-dir data
     python query_xp_metadata.py --data-dir data --login login.txt --partition 10 3
     python query_xp_metadata.py --data-dir data --dry-run
 
 Reads the ids of the spectra (step 1). Writes DATA_DIR/xp_metadata/xp_metadata_{fid}.h5, one row
-per source that the archive has, by ascending source_id: the columns of COLUMNS below, from
-gaiadr3.gaia_source and external.gaiaedr3_spurious, under the archive's names, and
+per source that the archive has, by ascending source_id: the datasets listed below, from the tables
+and columns that the file of the release names (tables/releases/). Columns that the archive has not
+and that no step needs are left out, said in the log and in the attribute `absent_columns`.
 
-  parallax                       mas, zero point subtracted
-  parallax_raw                   mas, as in the archive
-  parallax_zeropoint             mas, Lindegren et al. 2021, A&A 649, A4; NaN where there is none
-  parallax_zeropoint_flags       bits of ZeroPointFlag
+`parallax` is corrected by the zero point of Lindegren et al. 2021 (A&A 649, A4), or by a column of
+the archive where the release has one. Where there is no zero point (no solution for the parallax,
+or no colour) it is the raw value: a shift of some 0.03 mas is less than what dropping the parallax
+would lose. Such rows are flagged. Sources that the archive does not have, asked twice, have no
+row; the attributes `n_missing` and `missing_source_id` and the log name them.
 
-Where there is no zero point (no five- or six-parameter solution, or no colour) `parallax` is the
-raw value: a shift of some 0.03 mas is less than what dropping the parallax would lose. Such rows
-are flagged. Sources that the archive does not have, asked twice, have no row; the attributes
-`n_missing` and `missing_source_id` and the log name them.
-
-One job a shard (tap_jobs.py). Size: about 175 bytes a source (11 MB for 65,000). Time: the
+One job a shard (pipeline/tap_jobs.py). Size: about 175 bytes a source (11 MB for 65,000). Time: the
 archive's own, and 3 s of CPU and 0.45 GB of memory for 65,000 sources. When it fails: run the same
 command again; finished shards are skipped and jobs under way are taken up.
-Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
+Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs, or the
+archive lacks a column that is needed.
 """
 
-import argparse
-import enum
 import sys
 import warnings
 
@@ -34,123 +30,101 @@ import numpy as np
 from zero_point import zpt
 
 from pipeline.errors import ShardError
-from pipeline.provenance import provenance
 from pipeline.run import usage_exit
-from pipeline.select import add_shard_arguments, input_paths
-from pipeline.tap_jobs import Column, add_tap_arguments, fetch_sources, run_queries, select_list
-from pipeline.write import ShardWriter
+from pipeline.schema import Layout, resolved
+from pipeline.schema.flags import ZeroPointFlag, counts
+from pipeline.select import add_release_argument, add_shard_arguments, step_parser
+from pipeline.tap_question import Column, Join, ask_about
+from pipeline.tap_service import add_tap_arguments
+from pipeline.tap_sources import run_queries
 
 SCRIPT = "query_xp_metadata"
+JOINS = (Join("quality", "source_id", "source", "source_id"),)
 
-_GAIA = {
-    "source_id": ("i8", None),
-    "random_index": ("i8", None),
-    "ref_epoch": ("f8", "yr"),
-    "ra": ("f8", "deg"),
-    "ra_error": ("f4", "mas"),
-    "dec": ("f8", "deg"),
-    "dec_error": ("f4", "mas"),
-    "parallax": ("f8", "mas"),
-    "parallax_error": ("f4", "mas"),
-    "pmra": ("f8", "mas / yr"),
-    "pmra_error": ("f4", "mas / yr"),
-    "pmdec": ("f8", "mas / yr"),
-    "pmdec_error": ("f4", "mas / yr"),
-    "ruwe": ("f4", None),
-    "astrometric_excess_noise": ("f4", "mas"),
-    "astrometric_sigma5d_max": ("f4", "mas"),
-    "visibility_periods_used": ("i2", None),
-    "nu_eff_used_in_astrometry": ("f4", "um-1"),
-    "pseudocolour": ("f4", "um-1"),
-    "ecl_lat": ("f8", "deg"),
-    "astrometric_params_solved": ("i2", None),
-    "radial_velocity": ("f4", "km / s"),
-    "radial_velocity_error": ("f4", "km / s"),
-    "rv_nb_transits": ("i2", None),
-    "rv_expected_sig_to_noise": ("f4", None),
-    "rv_renormalised_gof": ("f4", None),
-    "rv_chisq_pvalue": ("f4", None),
-    "phot_g_mean_mag": ("f4", "mag"),
-    "phot_bp_mean_mag": ("f4", "mag"),
-    "phot_rp_mean_mag": ("f4", "mag"),
-    "phot_g_mean_flux": ("f8", "electron/s"),
-    "phot_g_mean_flux_error": ("f4", "electron/s"),
-    "phot_bp_mean_flux": ("f8", "electron/s"),
-    "phot_bp_mean_flux_error": ("f4", "electron/s"),
-    "phot_rp_mean_flux": ("f8", "electron/s"),
-    "phot_rp_mean_flux_error": ("f4", "electron/s"),
-    "phot_g_n_obs": ("i2", None),
-    "phot_bp_n_obs": ("i2", None),
-    "phot_rp_n_obs": ("i2", None),
-    "phot_bp_rp_excess_factor": ("f4", None),
-    "has_xp_continuous": ("?", None),
-    "has_rvs": ("?", None),
-    "non_single_star": ("i2", None),
-    "phot_variable_flag": ("S13", None),
-}
-_SPURIOUS = {
-    "fidelity_v2": ("f4", None),
-    "norm_dg": ("f4", "mag"),
-    "theta_arcsec_worst_source": ("f4", "arcsec"),
-    "dist_nearest_neighbor_at_least_m2_brighter": ("f4", "arcsec"),
-    "dist_nearest_neighbor_at_least_0_brighter": ("f4", "arcsec"),
-    "dist_nearest_neighbor_at_least_2_brighter": ("f4", "arcsec"),
-}
-COLUMNS = {name: Column(f"g.{name}", *described) for name, described in _GAIA.items()} | {
-    name: Column(f"s.{name}", *described) for name, described in _SPURIOUS.items()
-}
-QUERY = (
-    f"SELECT {select_list(COLUMNS)} FROM gaiadr3.gaia_source AS g "
-    "LEFT OUTER JOIN external.gaiaedr3_spurious AS s ON s.source_id = g.source_id WHERE {where}"
-)
-
-# astrometric_params_solved of five- and six-parameter solutions, the only ones with a zero point.
-SOLVED_5, SOLVED_6 = 31, 95
-# Where the zero point was calibrated: Lindegren et al. 2021, and the package's own limits.
+SOLVED = "astrometric_params_solved"
+# What the recipe of Lindegren et al. is a function of, in the order of the package's arguments.
+RECIPE = ("phot_g_mean_mag", "nu_eff_used_in_astrometry", "pseudocolour", "ecl_lat")
+# What the package calls solutions of five parameters, and of six, with the colour.
+PACKAGE_FIVE, PACKAGE_SIX = 31, 95
+# Where the recipe was calibrated: Lindegren et al. 2021, and the package's own limits.
 CALIBRATED_G = (6.0, 21.0)  # mag
-CALIBRATED_NU_EFF = (1.1, 1.9)  # um-1, of five-parameter solutions
-CALIBRATED_PSEUDOCOLOUR = (1.24, 1.72)  # um-1, of six-parameter solutions
+CALIBRATED_NU_EFF = (1.1, 1.9)  # um-1, of solutions without the colour
+CALIBRATED_PSEUDOCOLOUR = (1.24, 1.72)  # um-1, of solutions for it
 
 
-class ZeroPointFlag(enum.IntFlag):
-    """Bits of `parallax_zeropoint_flags`."""
+# ---- what is asked ---------------------------------------------------------------------------
 
-    OUT_OF_RANGE = 1  # magnitude or colour outside the calibrated range: extrapolated
-    NONE = 2  # no zero point; `parallax` is the raw value
+
+def question(release):
+    """What is asked about each source: the columns of the metadata, and of the zero point."""
+    rule = release.parallax
+    needed = {"source_id", "parallax", SOLVED, *(RECIPE if rule.zero_point == "recipe" else ())}
+    columns = {
+        name: Column(
+            data.source,
+            release.archive.name_of(name, data.source),
+            data.dtype,
+            name in needed or not data.optional,
+        )
+        for name, data in resolved("metadata", Layout(release)).items()
+        if data.source
+    }
+    if rule.zero_point == "column":
+        columns["parallax_zeropoint"] = Column("source", rule.zero_point_column, "f4")
+    return ask_about(release, columns, JOINS)
+
+
+# ---- parallaxes ------------------------------------------------------------------------------
+
+
+def has_bit(solved, bit):
+    """Whether a bit of `astrometric_params_solved` (n,) is set."""
+    return (solved >> bit) & 1 == 1
 
 
 def _outside(values, limits):
     return (values <= limits[0]) | (values >= limits[1])
 
 
-def zero_points(table):
-    """Parallax zero points (n,) f4, mas, and their ZeroPointFlag bits (n,) u1.
+def recipe_zero_points(table, rule):
+    """Zero points (n,) f4, mas, by Lindegren et al. 2021, and ZeroPointFlag bits (n,) u1.
 
-    table: columns of COLUMNS. NaN, flagged NONE, where the solution has neither five nor six
-    parameters or an input is NaN; outside the calibrated range the package's extrapolation.
+    NaN, flagged NONE, where no parallax was solved for or an input is NaN; outside the calibrated
+    range the package's extrapolation, flagged.
     """
-    solved = table["astrometric_params_solved"]
-    six = solved == SOLVED_6
+    six = has_bit(table[SOLVED], rule.pseudocolour_bit)
     colour = np.where(six, table["pseudocolour"], table["nu_eff_used_in_astrometry"])
-    names = ("phot_g_mean_mag", "nu_eff_used_in_astrometry", "pseudocolour", "ecl_lat")
-    known = np.isin(solved, (SOLVED_5, SOLVED_6)) & np.isfinite(colour)
+    known = has_bit(table[SOLVED], rule.parallax_bit) & np.isfinite(colour)
     known &= np.isfinite(table["phot_g_mean_mag"]) & np.isfinite(table["ecl_lat"])
-    value = np.full(len(solved), np.nan, "f4")
+    value = np.full(len(six), np.nan, "f4")
     if known.any():  # the package takes arrays of such sources only
         zpt.load_tables()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # out of range: flagged here
-            value[known] = zpt.get_zpt(*(table[name][known] for name in names), solved[known])
-    limits = np.where(six, *(_outside(colour, r) for r in (CALIBRATED_PSEUDOCOLOUR,
-                                                           CALIBRATED_NU_EFF)))  # fmt: skip
+            value[known] = zpt.get_zpt(
+                *(table[name][known] for name in RECIPE),
+                np.where(six, PACKAGE_SIX, PACKAGE_FIVE)[known],
+            )
+    limits = _outside(colour, CALIBRATED_NU_EFF)
+    limits = np.where(six, _outside(colour, CALIBRATED_PSEUDOCOLOUR), limits)
     outside = known & (limits | _outside(table["phot_g_mean_mag"], CALIBRATED_G))
     flags = np.where(outside, ZeroPointFlag.OUT_OF_RANGE.value, 0)
     return value, np.where(known, flags, ZeroPointFlag.NONE.value).astype("u1")
 
 
-def correct_parallax(table):
+def column_zero_points(table, rule):
+    """As `recipe_zero_points`, from the archive's column: NaN where there is no parallax."""
+    known = has_bit(table[SOLVED], rule.parallax_bit) & np.isfinite(table["parallax_zeropoint"])
+    value = np.where(known, table["parallax_zeropoint"], np.nan).astype("f4")
+    return value, np.where(known, 0, ZeroPointFlag.NONE.value).astype("u1")
+
+
+ZERO_POINTS = {"recipe": recipe_zero_points, "column": column_zero_points}
+
+
+def correct_parallax(table, rule):
     """The table with zero-point corrected `parallax`, and the three columns that go with it."""
-    value, flags = zero_points(table)
+    value, flags = ZERO_POINTS[rule.zero_point](table, rule)
     raw = table["parallax"]
     return table | {
         "parallax": raw - np.where(np.isnan(value), 0, value),
@@ -160,44 +134,25 @@ def correct_parallax(table):
     }
 
 
-def create_datasets(writer):
-    """All datasets, so that a shard without sources has them too."""
-    for name, column in COLUMNS.items():
-        writer.create(name, (), column.dtype, units=column.units)
-    writer.set_attributes("parallax", description="zero point subtracted; raw where there is none")
-    writer.create("parallax_raw", (), "f8", units="mas", description="as in the archive")
-    of_whom = "Lindegren et al. 2021; NaN where there is none"
-    writer.create("parallax_zeropoint", (), "f4", units="mas", description=of_whom)
-    flags = ", ".join(f"{flag.name} {flag.value}" for flag in ZeroPointFlag)
-    writer.create("parallax_zeropoint_flags", (), "u1", description=flags)
+# ---- the step --------------------------------------------------------------------------------
 
 
-def make_shard(jobs, fid, ids, output, *, data_dir, argv):
-    """Fetch and write the metadata of the sources `ids` of a shard; returns counters."""
-    made_by = provenance(SCRIPT, argv, input_paths(data_dir, fid, ["xp"]))
-    sources = fetch_sources(jobs, QUERY, COLUMNS, ids, fid)
-    found = sources.table["source_id"]
-    if np.any(found[1:] == found[:-1]):
-        raise ShardError(f"the answer repeats {int((found[1:] == found[:-1]).sum())} sources")
-    table = correct_parallax(sources.table)
-    attrs = {"tap_url": jobs.service.args.tap_url, "query": QUERY, "n_spectra": len(ids)}
-    attrs |= sources.attributes()
-    with ShardWriter(output, len(found), "source_id", made_by, attrs) as writer:
-        create_datasets(writer)
-        writer.write_table(table)
-    flags = table["parallax_zeropoint_flags"]
-    counters = {"spectra": len(ids), "metadata rows": len(found), **sources.counters()}
-    return counters | {
-        f"parallax zero point {flag.name}": int(np.count_nonzero(flags & flag.value))
-        for flag in ZeroPointFlag
-    }
+def prepare(table, release):
+    """The datasets of a shard, from an answer's columns (n,), and counters."""
+    found = table["source_id"]
+    repeated = int((found[1:] == found[:-1]).sum())
+    if repeated:
+        raise ShardError(f"the answer repeats {repeated} sources")
+    table = correct_parallax(table, release.parallax)
+    flags = counts(ZeroPointFlag, table["parallax_zeropoint_flags"])
+    counters = {f"parallax zero point {name}": number for name, number in flags.items()}
+    return table, {"metadata rows": len(found)} | counters
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = step_parser(__doc__, "metadata")
     add_shard_arguments(parser)
+    add_release_argument(parser)
     add_tap_arguments(parser)
     return parser.parse_args(argv)
 
@@ -206,10 +161,10 @@ def parse_args(argv=None):
 def main(argv=None) -> int:
     args = parse_args(argv)
 
-    def write_shard(jobs, fid, ids, output):
-        return make_shard(jobs, fid, ids, output, data_dir=args.data_dir, argv=argv)
+    def prepared(table):
+        return prepare(table, args.release)
 
-    return run_queries(SCRIPT, args, "metadata", QUERY, write_shard)
+    return run_queries(SCRIPT, args, argv, "metadata", question(args.release), prepared)
 
 
 if __name__ == "__main__":

@@ -1,118 +1,34 @@
-"""From the archive's numbers to flux vectors: XP basis, photometric bands, covariance, whitening.
+"""From the archive's numbers to flux vectors: XP spectra, photometric bands, error floors.
 
-Arrays in, arrays out; the only file read here is the project's own basis table. The flux vector of
-a star has 66 entries in 1e-18 W m^-2 nm^-1: the XP spectrum at 392, 402, ..., 992 nm (61), then J,
-H, Ks (2MASS) and W1, W2 (unWISE). `flux_vectors` builds it with its errors and its whitening; both
-the training set and the inference inputs come from that one function.
+Arrays in, arrays out; the only file read here is the table of a release's basis. The flux vector of
+a star holds its XP spectrum at the wavelengths of the release, then the photometric bands of
+tables/bands.toml, in 1e-18 W m^-2 nm^-1. `star_table` makes it, with all that goes with it; both
+the training set and the inputs of the inference come from that one function.
 
-Conventions
-    N stars are the first axis of every array. A flux that is not used has flux 0 and error inf.
-    Whitening: S with S^T S = C^-1, so chi^2 = |S (model - observed)|^2. S is lower triangular and
-    is stored as its 61 * 62 / 2 = 1891 entries in row order; rows and columns of unused
-    wavelengths are zero.
+N stars are the first axis of every array. A flux that is not used has flux 0 and error inf.
 """
 
+import zipfile
 from dataclasses import dataclass
-from enum import IntFlag
 from functools import cache
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.schema import BANDS, Release
+from pipeline.coefficients import ROUNDING, lower_triangle, read_coefficients, xp_columns
+from pipeline.errors import UsageError
+from pipeline.photometry import FLUX_RANGE, PHOTOMETRY, photometry_flux
+from pipeline.schema import BANDS, SURVEYS, XP_BANDS, Release, photometry_columns
+from pipeline.schema.bands import METADATA_COLUMNS
+from pipeline.schema.columns import PASSED
+from pipeline.schema.flags import InputFlag
 
-# --- Sizes ----------------------------------------------------------------------------------
-N_COEFFICIENTS = 55  # per band, Gaia DR3 xp_continuous_mean_spectrum
-N_CORRELATIONS = N_COEFFICIENTS * (N_COEFFICIENTS - 1) // 2  # 1485
-XP_WAVELENGTHS = np.arange(392.0, 993.0, 10.0)  # (61,) nm
-N_XP = XP_WAVELENGTHS.size
-N_TRIL = N_XP * (N_XP + 1) // 2  # 1891
-FLUX_UNIT = "1e-18 W m-2 nm-1"
-
-# --- Error floors (Zhang, Green & Rix 2023) ---------------------------------------------------
+# --- Error floors (Zhang, Green & Rix 2023, MNRAS 524, 1855) ------------------------------------
 ZERO_POINT_ERROR = 0.001  # relative, one common factor for each of BP and RP
 COMMON_ERROR = 0.005  # relative, one common factor for the merged spectrum
 PIXEL_ERROR = 0.005  # relative, independent at every wavelength
-PHOTOMETRY_ERROR = 0.01  # relative, independent in every photometric band
-EIGENVALUE_FLOOR = 1e-9  # of the covariance, in FLUX_UNIT squared
-# An eigenvalue below -1e-6 of the largest is more than rounding of the archive's single-precision
-# correlations (6e-8 each): such a matrix is no covariance and is refused rather than floored.
-INDEFINITE_TOLERANCE = 1e-6
 
-# --- Photometric bands ------------------------------------------------------------------------
-SPEED_OF_LIGHT = 299792458.0  # m/s, exact
-AB_ZERO_POINT = 3631e-26  # W m^-2 Hz^-1 (3631 Jy)
-UNWISE_ZERO_POINT = 22.5  # mag of one Vega nanomaggy, unWISE catalogue (Schlafly et al. 2019)
-
-
-class PhotometricBand(NamedTuple):
-    """One band: name, wavelength in nm, and dm with m_AB = m_Vega + dm."""
-
-    name: str
-    wavelength: float
-    vega_to_ab: float
-
-
-# Isophotal wavelengths and offsets: 2MASS from Cohen et al. (2003) and Blanton et al. (2005),
-# WISE from the All-Sky Explanatory Supplement, section IV.4.h.
-PHOTOMETRIC_BANDS = (
-    PhotometricBand("J", 1235.0, 0.91),
-    PhotometricBand("H", 1662.0, 1.39),
-    PhotometricBand("Ks", 2159.0, 1.85),
-    PhotometricBand("W1", 3352.6, 2.699),
-    PhotometricBand("W2", 4602.8, 3.339),
-)
-N_TMASS = 3
-N_UNWISE = 2
-SAMPLE_WAVELENGTHS = np.concatenate(
-    [XP_WAVELENGTHS, [band.wavelength for band in PHOTOMETRIC_BANDS]]
-)  # (66,) nm
-N_FLUX = SAMPLE_WAVELENGTHS.size
-
-MAX_TMASS_ERROR = 0.2  # mag
-MAX_TMASS_NORM_DG = -5.0  # mag; norm_dg: neighbours' flux near the star, NaN = no neighbour
-MAX_UNWISE_RELATIVE_ERROR = 0.2
-MIN_UNWISE_FRACFLUX = 0.8
-MIN_UNWISE_QF = 0.8
-MAX_UNWISE_SEPARATION = 0.25  # arcsec
-MAX_UNWISE_NORM_DG = -10.0  # mag
-
-# Fluxes and errors outside of this range are no measurements, and their squares leave float32.
-FLUX_RANGE = (1e-18, 1e18)  # in FLUX_UNIT
-
-# Stars worked on at once. Measured on one core: 32 to 128 differ by 10%; less memory is better.
-CHUNK_STARS = 96
-
-XP_BANDS = ("bp", "rp")
-XP_COLUMNS = tuple(
-    f"{band}_{name}"
-    for band in XP_BANDS
-    for name in (
-        "coefficients",
-        "coefficient_errors",
-        "coefficient_correlations",
-        "n_parameters",
-    )
-)
-TMASS_COLUMNS = ("j_m", "j_msigcom", "h_m", "h_msigcom", "ks_m", "ks_msigcom", "ph_qual")
-UNWISE_COLUMNS = ("flux", "dflux", "qf", "fracflux", "sep_arcsec")
-
-_TABLE = Path(__file__).resolve().parent / "tables" / "xp_basis.npz"
-_LEAF = 8  # size of the diagonal blocks that are factorised directly
-
-
-class InputFlag(IntFlag):
-    """Bits of `input_flags`: what was missing or mended in a star's input."""
-
-    BP_MISSING = 1  # BP spectrum absent or unusable; no flux below 643 nm
-    RP_MISSING = 2  # RP spectrum absent or unusable; no flux above 635 nm
-    COV_FLOORED = 4  # eigenvalues of the XP covariance were raised to EIGENVALUE_FLOOR
-    COV_BAD = 8  # XP flux beyond FLUX_RANGE, covariance not finite or not positive: XP not used
-    NO_2MASS = 16  # none of J, H, Ks is used
-    NO_WISE = 32  # neither W1 nor W2 is used
-    NO_METADATA = 64  # no row in the metadata (set by the step that joins them)
-    NO_PARALLAX = 128  # parallax missing (set by the step that joins them)
+# Stars worked on at once. Measured on one core: 64 to 256 differ by 5%.
+CHUNK_STARS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,20 +60,27 @@ class XPBasis:
 def load_xp_basis(release):
     """The `XPBasis` of a release (tools/make_xp_basis.py makes that of DR3 from GaiaXPy).
 
-    Raises ValueError where the table is of other wavelengths or numbers of coefficients.
+    Raises UsageError where the table cannot be read, or is of other wavelengths or numbers of
+    coefficients.
     """
     path, spectra = release.spectra.basis, release.spectra
-    with np.load(path) as table:
-        names = ("bp_design", "rp_design", "bp_weight", "rp_weight")
-        arrays = {name: table[name] for name in names}
-        wavelengths, source = table["wavelength"], str(table["source"])
+    names = ("bp_design", "rp_design", "bp_weight", "rp_weight")
+    try:
+        with np.load(path) as table:
+            arrays = {name: table[name] for name in names}
+            wavelengths, source = table["wavelength"], str(table["source"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error}); make the basis of {release.title} with "
+            "tools/make_xp_basis.py"
+        ) from error
     if not np.array_equal(wavelengths, spectra.wavelengths):
-        raise ValueError(f"{path}: wavelengths differ from those of the release; remake it")
+        raise UsageError(f"{path}: wavelengths differ from those of {release.title}; remake it")
     for band, one in spectra.bands.items():
         expected = (one.n_coefficients, len(wavelengths))
         found = arrays[f"{band}_design"].shape
         if found != expected:
-            raise ValueError(f"{path}: {band}_design is {found}, the release says {expected}")
+            raise UsageError(f"{path}: {band}_design is {found}, the release says {expected}")
     for array in arrays.values():
         array.setflags(write=False)
     return XPBasis(**arrays, wavelengths=spectra.wavelengths, release=release, source=source)
@@ -204,13 +127,13 @@ class FluxChannels:
         return cls(**out)
 
 
-def flux_channels(basis):
-    """The `FluxChannels` of the flux vectors made with an `XPBasis`."""
-    n_xp, none = len(basis.wavelengths), [False] * len(BANDS)
+def flux_channels(basis, bands=BANDS):
+    """The `FluxChannels` of the flux vectors made with an `XPBasis` and photometric bands."""
+    n_xp, none = len(basis.wavelengths), [False] * len(bands)
     return FluxChannels(
-        np.concatenate([basis.wavelengths, [band.wavelength for band in BANDS]]),
-        np.array(["xp"] * n_xp + [band.name for band in BANDS]),
-        np.array(["xp"] * n_xp + [band.survey for band in BANDS]),
+        np.concatenate([basis.wavelengths, [band.wavelength for band in bands]]),
+        np.array(["xp"] * n_xp + [band.name for band in bands]),
+        np.array(["xp"] * n_xp + [band.survey for band in bands]),
         np.concatenate([basis.bp_weight > 0, none]),
         np.concatenate([basis.rp_weight > 0, none]),
     )
@@ -221,78 +144,48 @@ def flux_channels(basis):
 class XPSample:
     """Sampled spectra. f_X below is weight * flux of band X alone, 0 where the band is not used.
 
-    flux (N, 61): NaN where not used; cov (N, 61, 61): 0 in unused rows and columns;
-    used (N, 61) bool; bp_ok, rp_ok (N,) bool; bp_flux, rp_flux (N, 61).
+    flux (N, n_xp): NaN where not used; variance (N, n_xp): 0 where not used; cov (N, n_xp, n_xp)
+    or None: 0 in unused rows and columns; used (N, n_xp) bool; bp_ok, rp_ok (N,) bool: the band is
+    used; proper (N,) bool: no correlation is beyond 1; bp_flux, rp_flux (N, n_xp).
     """
 
     flux: np.ndarray
-    cov: np.ndarray
+    variance: np.ndarray
     used: np.ndarray
     bp_ok: np.ndarray
     rp_ok: np.ndarray
+    proper: np.ndarray
     bp_flux: np.ndarray
     rp_flux: np.ndarray
+    cov: np.ndarray | None = None
 
 
-def _band_arrays(xp, band, dtype):
-    """Coefficients and errors (N, 55), correlations (N, 1485), and ok (N,); bad rows are zero."""
-    shapes = {
-        "coefficients": N_COEFFICIENTS,
-        "coefficient_errors": N_COEFFICIENTS,
-        "coefficient_correlations": N_CORRELATIONS,
-    }
-    arrays = {}
-    for name, width in shapes.items():
-        column = f"{band}_{name}"
-        array = np.asarray(xp[column])
-        if array.ndim != 2 or array.shape[1] != width:
-            raise ValueError(f"{column}: shape {array.shape}, expected (N, {width})")
-        arrays[name] = array
-    n_parameters = np.asarray(xp[f"{band}_n_parameters"])
-    ok = n_parameters == N_COEFFICIENTS
-    for array in arrays.values():
-        ok &= np.isfinite(array).all(axis=1)
-    ok &= (arrays["coefficient_errors"] > 0).all(axis=1)
-    if not ok.all():
-        arrays = {name: np.where(ok[:, None], array, 0) for name, array in arrays.items()}
-    coefficients = arrays["coefficients"].astype(dtype, copy=False)
-    errors = arrays["coefficient_errors"].astype(dtype, copy=False)
-    return coefficients, errors, arrays["coefficient_correlations"], ok
+def _merged(xp, basis, dtype, second_moment):
+    """`XPSample` without variances, and [(start, stop, moment)] of each band.
 
-
-def _half_correlation(correlations, dtype):
-    """(N, 55, 55) lower triangular T with T + T^T = R, the correlation matrix.
-
-    correlations (N, 1485): strictly lower triangle of R in row order, as the archive has it
-    (the same numbers are the upper triangle in column order).
+    second_moment(band, `Coefficients`) gives the moment of the band times its merge weight.
     """
-    half = np.zeros((len(correlations), N_COEFFICIENTS, N_COEFFICIENTS), dtype)
-    start = 0
-    for row in range(1, N_COEFFICIENTS):
-        half[:, row, :row] = correlations[:, start : start + row]
-        start += row
-    diagonal = np.arange(N_COEFFICIENTS)
-    half[:, diagonal, diagonal] = 0.5
-    return half
+    shape = (len(xp["bp_coefficients"]), len(basis.wavelengths))
+    used, proper = np.ones(shape, bool), np.ones(shape[0], bool)
+    flux, oks, moments = {}, {}, []
+    for name in XP_BANDS:
+        start, stop, design = basis.weighted(name, dtype)
+        band = read_coefficients(xp, name, basis.release)
+        flux[name] = np.zeros(shape, dtype)
+        flux[name][:, start:stop] = band.coefficients.astype(dtype, copy=False) @ design
+        used[:, start:stop] &= band.ok[:, None]
+        oks[name], proper = band.ok, proper & band.proper
+        moments.append((start, stop, second_moment(name, band)))
+    for part in flux.values():
+        part[~used] = 0.0
+    merged = np.where(used, flux["bp"] + flux["rp"], np.nan)
+    none = np.zeros(shape, dtype)
+    parts = (oks["bp"], oks["rp"], proper, flux["bp"], flux["rp"])
+    return XPSample(merged, none, used, *parts), moments
 
 
-def _sample_band(xp, band, basis, dtype):
-    """(start, stop, flux (N, n), half (N, n, n), ok (N,)): the band times its merge weight.
-
-    half + half^T is the covariance.
-    """
-    coefficients, errors, correlations, ok = _band_arrays(xp, band, dtype)
-    start, stop, design = basis.weighted(band, dtype)
-    scaled = errors[:, :, None] * design  # (N, 55, n) = diag(s) D w
-    half = _half_correlation(correlations, dtype)
-    half_cov = scaled.transpose(0, 2, 1) @ (half @ scaled)
-    # One small product per star, so that a star's numbers do not depend on how many come with it.
-    flux = (coefficients[:, None, :] @ design)[:, 0, :]
-    return start, stop, flux, half_cov, ok
-
-
-def sample_xp(xp, basis=None, dtype=np.float64):
-    """Sample XP spectra and their covariance at XP_WAVELENGTHS, as GaiaXPy's `calibrate` does.
+def sample_xp(xp, basis, dtype=np.float64):
+    """Sample XP spectra and their full covariance, as GaiaXPy's `calibrate` does.
 
     Per band f = b^T D and C = D^T diag(s) R diag(s) D with b, s, R the archive's coefficients,
     their errors and their correlations. The archive's s include the standard deviation of the
@@ -300,46 +193,76 @@ def sample_xp(xp, basis=None, dtype=np.float64):
     w: f = sum w f_X, C = sum w w^T o C_X. No error floors are added here: see `add_flux_floors`.
 
     Args:
-        xp: dict of arrays, XP_COLUMNS: {bp,rp}_coefficients and _coefficient_errors (N, 55),
-            _coefficient_correlations (N, 1485), _n_parameters (N,).
-        basis: XPBasis; default load_xp_basis().
+        xp: dict of arrays, `xp_columns` of the release: {bp,rp}_coefficients (N, n), and
+            _coefficient_errors (N, n) and _coefficient_correlations (N, n (n - 1) / 2), or
+            _coefficient_covariances (N, n (n + 1) / 2); _n_parameters (N,).
+        basis: XPBasis of the release.
         dtype: of the computation and the result.
 
     Returns:
         XPSample in FLUX_UNIT. A band with a non-finite number, an error that is not positive or
-        n_parameters other than 55 is not used, nor is any wavelength where it has merge weight.
+        another n_parameters than the release's is not used, nor is any wavelength where it has
+        merge weight.
 
     Raises:
-        KeyError: a column is missing. ValueError: a column has the wrong shape.
+        KeyError: a column is missing. ValueError: a shape or a basis id is not the release's.
     """
-    basis = load_xp_basis() if basis is None else basis
-    n_stars = len(xp["bp_coefficients"])
-    half = np.zeros((n_stars, N_XP, N_XP), dtype)  # covariance = half + half^T
-    flux = {band: np.zeros((n_stars, N_XP), dtype) for band in XP_BANDS}
-    used = np.ones((n_stars, N_XP), bool)
-    oks = {}
-    for band in XP_BANDS:
-        start, stop, band_flux, band_half, ok = _sample_band(xp, band, basis, dtype)
-        flux[band][:, start:stop] = band_flux
-        half[:, start:stop, start:stop] += band_half
-        used[:, start:stop] &= ok[:, None]
-        oks[band] = ok
+
+    def half_covariance(name, band):
+        row, column = lower_triangle(band.errors.shape[1])
+        half = np.zeros((len(band.ok), *2 * (band.errors.shape[1],)), dtype)
+        half[:, row, column] = band.correlations
+        np.einsum("nii->ni", half)[:] = 0.5
+        scaled = band.errors.astype(dtype)[:, :, None] * basis.weighted(name, dtype)[2]
+        return scaled.transpose(0, 2, 1) @ (half @ scaled)
+
+    sample, moments = _merged(xp, basis, dtype, half_covariance)
+    half = np.zeros((*sample.used.shape, sample.used.shape[1]), dtype)
+    for start, stop, moment in moments:
+        half[:, start:stop, start:stop] += moment
     cov = half + half.transpose(0, 2, 1)
-    if not used.all():
-        for band in XP_BANDS:
-            flux[band][~used] = 0.0
-        cov *= used[:, :, None] & used[:, None, :]
-    merged = np.where(used, flux["bp"] + flux["rp"], np.nan)
-    return XPSample(merged, cov, used, oks["bp"], oks["rp"], flux["bp"], flux["rp"])
+    cov *= sample.used[:, :, None] & sample.used[:, None, :]
+    sample.cov, sample.variance = cov, np.einsum("nii->ni", cov).copy()
+    return sample
+
+
+@cache
+def _pair_products(basis, band):
+    """(n (n - 1) / 2, n_wl) and (n, n_wl): what coefficients' covariances and variances are
+    multiplied with to give the variances of the band times its merge weight."""
+    design = basis.weighted(band)[2]
+    row, column = lower_triangle(len(design))
+    return 2.0 * design[row] * design[column], design**2
+
+
+def sample_variances(xp, basis):
+    """As `sample_xp`, in float64, with the variances alone (`cov` is None): ten times faster.
+
+    The variance at a wavelength is a sum over the pairs of coefficients, so that of many stars is
+    one product of matrices.
+    """
+
+    def variance(name, band):
+        of_pairs, of_single = _pair_products(basis, name)
+        row, column = lower_triangle(band.errors.shape[1])
+        covariances = band.correlations * np.take(band.errors, row, axis=1)
+        covariances *= np.take(band.errors, column, axis=1)
+        return covariances @ of_pairs + band.errors**2 @ of_single
+
+    sample, moments = _merged(xp, basis, np.float64, variance)
+    for start, stop, moment in moments:
+        sample.variance[:, start:stop] += moment
+    sample.variance[~sample.used] = 0.0
+    return sample
 
 
 def add_flux_floors(sample):
-    """Covariance (N, 61, 61) of a sample with the error floors added; the sample's own is kept.
+    """Covariance (N, n_xp, n_xp) of a sample with the error floors added; its own is kept.
 
     0.001^2 f_BP f_BP^T + 0.001^2 f_RP f_RP^T (zero points, before the merge) + 0.005^2 f f^T
     (common) + (0.005 f)^2 on the diagonal (Zhang, Green & Rix 2023). Zero for unused wavelengths.
     """
-    flux = sample.bp_flux + sample.rp_flux  # (N, 61), 0 where unused
+    flux = sample.bp_flux + sample.rp_flux  # (N, n_xp), 0 where unused
     common = np.stack(
         [
             ZERO_POINT_ERROR * sample.bp_flux,
@@ -347,255 +270,19 @@ def add_flux_floors(sample):
             COMMON_ERROR * flux,
         ],
         axis=1,
-    )  # (N, 3, 61)
+    )  # (N, 3, n_xp)
     cov = common.transpose(0, 2, 1) @ common
     cov += sample.cov
-    diagonal = np.arange(N_XP)
-    cov[:, diagonal, diagonal] += (PIXEL_ERROR * flux) ** 2
+    np.einsum("nii->ni", cov)[:] += (PIXEL_ERROR * flux) ** 2
     return cov
 
 
-# --- Whitening --------------------------------------------------------------------------------
-def _inverse_cholesky_leaf(matrix):
-    """Inverse Cholesky factor of small matrices (N, n, n), all stars at once, star axis last.
-
-    NaN for a star whose matrix is not positive definite; no exception, so that one star does not
-    decide the fate of the others.
-    """
-    size = matrix.shape[1]
-    work = np.ascontiguousarray(matrix.transpose(1, 2, 0))  # (n, n, N)
-    inverse = np.zeros_like(work)
-    for column in range(size):
-        work[column, column] = np.sqrt(work[column, column])
-        work[column + 1 :, column] /= work[column, column]
-        below = work[column + 1 :, column]  # (n - column - 1, N)
-        work[column + 1 :, column + 1 :] -= below[:, None] * below[None, :]
-    for row in range(size):
-        if row:
-            product = work[row, :row, None] * inverse[:row, :row]  # (row, row, N)
-            inverse[row, :row] = -product.sum(axis=0) / work[row, row]
-        inverse[row, row] = 1.0 / work[row, row]
-    return inverse.transpose(2, 0, 1)
-
-
-def _inverse_cholesky(matrix):
-    """L^-1 (N, n, n) lower triangular, L L^T = matrix (N, n, n); NaN rows where not positive.
-
-    By halves, so that nearly all the work is in matrix products:
-    S11 = f(A11), L21 = A21 S11^T, S22 = f(A22 - L21 L21^T), S21 = -S22 L21 S11.
-    """
-    size = matrix.shape[1]
-    if size <= _LEAF:
-        return _inverse_cholesky_leaf(matrix)
-    half = size // 2
-    first = np.ascontiguousarray(_inverse_cholesky(matrix[:, :half, :half]))
-    left = matrix[:, half:, :half] @ first.transpose(0, 2, 1)
-    second = _inverse_cholesky(matrix[:, half:, half:] - left @ left.transpose(0, 2, 1))
-    inverse = np.empty_like(matrix)
-    inverse[:, :half, half:] = 0.0
-    inverse[:, :half, :half] = first
-    inverse[:, half:, half:] = second
-    np.negative(np.ascontiguousarray(second) @ (left @ first), out=inverse[:, half:, :half])
-    return inverse
-
-
-def _fill_unused(cov, used):
-    """Covariance with unused rows and columns replaced by a harmless diagonal.
-
-    The filling is the mean variance of the star's used wavelengths: it lies between the smallest
-    and the largest eigenvalue of the used block, so it changes neither of them, and it is never
-    below the eigenvalue floor, so it is never counted as floored.
-    """
-    if used.all():
-        return cov
-    variance = np.einsum("nii->ni", cov)
-    n_used = used.sum(axis=1)
-    mean = np.where(used, variance, 0.0).sum(axis=1) / np.maximum(n_used, 1)
-    filling = np.where(n_used > 0, np.fmax(mean, EIGENVALUE_FLOOR), 1.0)
-    filled = np.where(used[:, :, None] & used[:, None, :], cov, 0.0)
-    star, row = np.nonzero(~used)
-    filled[star, row, row] = filling[star]
-    return filled
-
-
-def _whiten_floored(cov):
-    """Whitening of (n, 61, 61) with eigenvalues raised to the floor: (S, number raised).
-
-    S is triangular from a QL decomposition of diag(lambda^-1/2) V^T, which never forms the inverse.
-    The number is -1, and S NaN, where the matrix is no covariance at all.
-    """
-    eigenvalues, vectors = np.linalg.eigh(cov)  # ascending
-    bad = eigenvalues[:, 0] < -INDEFINITE_TOLERANCE * np.abs(eigenvalues[:, -1])
-    n_floored = np.sum(eigenvalues < EIGENVALUE_FLOOR, axis=1)
-    root = np.sqrt(np.maximum(eigenvalues, EIGENVALUE_FLOOR))
-    whitening = vectors.transpose(0, 2, 1) / root[:, :, None]
-    # QL from QR: with the columns reversed, R becomes lower triangular when turned by 180 degrees.
-    triangle = np.linalg.qr(whitening[:, :, ::-1], mode="r")[:, ::-1, ::-1]
-    triangle = triangle * np.sign(np.einsum("nii->ni", triangle))[:, :, None]
-    triangle[bad] = np.nan
-    return triangle, np.where(bad, -1, n_floored)
-
-
-def _whiten(cov, used):
-    """Dense whitening (N, 61, 61) float64 and n_floored (N,); see whiten_tril."""
-    finite = np.isfinite(cov).all(axis=(1, 2))
-    cov = _fill_unused(cov, used)
-    if not finite.all():
-        cov = np.where(finite[:, None, None], cov, np.eye(N_XP))
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        whitening = _inverse_cholesky(cov)
-        trace = np.einsum("nij,nij->n", whitening, whitening)  # of the inverse covariance
-        # 1 / trace(C^-1) never exceeds the smallest eigenvalue: above the floor it is a proof.
-        proven = 1.0 / trace > EIGENVALUE_FLOOR  # False for NaN
-    n_floored = np.zeros(len(cov), int)
-    doubtful = np.flatnonzero(~proven)
-    if doubtful.size:
-        floored, count = _whiten_floored(cov[doubtful])
-        # Cholesky's answer stands where it exists and no eigenvalue turns out below the floor.
-        replace = (count != 0) | ~np.isfinite(trace[doubtful])
-        whitening[doubtful[replace]] = floored[replace]
-        n_floored[doubtful] = count
-    n_floored[~finite] = -1
-    if (n_floored < 0).any():
-        whitening[n_floored < 0] = 0.0
-    if not used.all():
-        whitening *= used[:, :, None] & used[:, None, :]
-    return whitening, n_floored
-
-
-@cache
-def _tril_index():
-    """Flat indices (1891,) of the lower triangle of a 61 x 61 matrix in row order."""
-    row, column = np.tril_indices(N_XP)
-    return row * N_XP + column
-
-
-def whiten_tril(cov, used):
-    """Whitening of covariances, as a lower triangle.
-
-    S is the inverse Cholesky factor, in float64. Eigenvalues below EIGENVALUE_FLOOR are raised to
-    it; only stars for which 1 / |S|^2 (Frobenius), a lower bound of the smallest eigenvalue, does
-    not prove that there are none are decomposed into eigenvalues.
-
-    Args:
-        cov (N, 61, 61): covariance in FLUX_UNIT squared, symmetric.
-        used (N, 61) bool: which wavelengths count; the others' rows and columns of S are zero.
-
-    Returns:
-        tril (N, 1891) float32, and n_floored (N,) int: eigenvalues that were raised; -1, with a
-        whitening of zeros, where cov is not finite or has a negative eigenvalue beyond rounding
-        (INDEFINITE_TOLERANCE of the largest).
-
-    Raises:
-        ValueError: shapes do not fit.
-    """
-    cov = np.asarray(cov)
-    used = np.asarray(used, bool)
-    if cov.ndim != 3 or cov.shape[1:] != (N_XP, N_XP) or used.shape != cov.shape[:2]:
-        raise ValueError(
-            f"cov {cov.shape} and used {used.shape}: expected (N, {N_XP}, {N_XP}) and (N, {N_XP})"
-        )
-    tril = np.zeros((len(cov), N_TRIL), np.float32)
-    n_floored = np.zeros(len(cov), int)
-    for start in range(0, len(cov), CHUNK_STARS):
-        rows = slice(start, start + CHUNK_STARS)
-        whitening, n_floored[rows] = _whiten(cov[rows].astype(np.float64), used[rows])
-        tril[rows] = whitening.reshape(-1, N_XP * N_XP)[:, _tril_index()]
-    return tril, n_floored
-
-
-def unpack_tril(tril, flux_err):
-    """Full whitening S (N, 66, 66) of the flux vector, in the dtype of `tril`.
-
-    tril (N, 1891): the XP part; flux_err (N, 66): its last five give the diagonal of the
-    photometric bands, 1 / error, which is 0 where the error is inf.
-    """
-    tril = np.asarray(tril)
-    flux_err = np.asarray(flux_err)
-    if tril.shape[1:] != (N_TRIL,) or flux_err.shape != (len(tril), N_FLUX):
-        raise ValueError(
-            f"tril {tril.shape} and flux_err {flux_err.shape}: "
-            f"expected (N, {N_TRIL}) and (N, {N_FLUX})"
-        )
-    full = np.zeros((len(tril), N_FLUX, N_FLUX), tril.dtype)
-    row, column = np.tril_indices(N_XP)
-    full[:, row, column] = tril
-    bands = np.arange(N_XP, N_FLUX)
-    full[:, bands, bands] = 1.0 / flux_err[:, bands]
-    return full
-
-
-# --- Photometry -------------------------------------------------------------------------------
-def vega_to_flux(magnitude, band):
-    """Flux in FLUX_UNIT of a Vega magnitude; m_AB = 0 is 3631 Jy, times c / lambda^2."""
-    wavelength = band.wavelength * 1e-9  # m
-    zero_point = AB_ZERO_POINT * SPEED_OF_LIGHT / wavelength**2  # W m^-2 m^-1
-    return zero_point * 1e-9 * 1e18 * 10 ** (-0.4 * (magnitude + band.vega_to_ab))
-
-
-def _tmass_flux(tmass, norm_dg):
-    """flux, err (N, 3) before the relative floor, and use (N, 3)."""
-    bands = PHOTOMETRIC_BANDS[:N_TMASS]
-    names = [band.name.lower() for band in bands]
-    magnitude = np.stack([np.asarray(tmass[f"{name}_m"], float) for name in names], axis=1)
-    error = np.stack([np.asarray(tmass[f"{name}_msigcom"], float) for name in names], axis=1)
-    quality = np.ascontiguousarray(np.asarray(tmass["ph_qual"]).astype("S3"))
-    quality = quality.view("S1").reshape(-1, N_TMASS)
-    use = (quality == b"A") & (error > 0) & (error < MAX_TMASS_ERROR) & np.isfinite(magnitude)
-    use &= ~(norm_dg >= MAX_TMASS_NORM_DG)[:, None]
-    flux = np.stack([vega_to_flux(magnitude[:, i], band) for i, band in enumerate(bands)], axis=1)
-    return flux, flux * error * np.log(10) / 2.5, use
-
-
-def _unwise_flux(unwise, norm_dg):
-    """flux, err (N, 2) before the relative floor, and use (N, 2)."""
-    counts = np.asarray(unwise["flux"], float)
-    error = np.asarray(unwise["dflux"], float)
-    relative = np.divide(error, counts, out=np.full_like(counts, np.inf), where=counts > 0)
-    separation = np.asarray(unwise["sep_arcsec"], float)
-    use = (counts > 0) & np.isfinite(counts)
-    use &= (relative > 0) & (relative < MAX_UNWISE_RELATIVE_ERROR)
-    use &= np.asarray(unwise["fracflux"], float) > MIN_UNWISE_FRACFLUX
-    use &= np.asarray(unwise["qf"], float) > MIN_UNWISE_QF
-    use &= ((separation < MAX_UNWISE_SEPARATION) & ~(norm_dg >= MAX_UNWISE_NORM_DG))[:, None]
-    nanomaggy = [vega_to_flux(UNWISE_ZERO_POINT, band) for band in PHOTOMETRIC_BANDS[N_TMASS:]]
-    flux = counts * np.array(nanomaggy)
-    return flux, flux * np.where(use, relative, 1.0), use
-
-
-def photometry_flux(tmass, unwise, metadata):
-    """Fluxes of the five photometric bands.
-
-    f_lambda = 3631 Jy c / lambda^2 10^(-0.4 (m_Vega + dm)), error f sigma_m ln(10) / 2.5, with 1%
-    of the flux added in quadrature. Used: 2MASS bands of quality A with error < 0.2 mag and
-    norm_dg < -5; unWISE bands with flux > 0, relative error < 0.2, fracflux > 0.8, qf > 0.8,
-    separation < 0.25 arcsec, norm_dg < -10. A norm_dg of NaN means no neighbour and passes.
-    Errors must also be positive.
-
-    Args:
-        tmass: dict with TMASS_COLUMNS, rows aligned with the stars, NaN / b"" where there is no
-            match; None where 2MASS is not used.
-        unwise: dict with UNWISE_COLUMNS ((N, 2): W1, W2; sep_arcsec (N,)), fluxes in Vega
-            nanomaggies; None where unWISE is not used.
-        metadata: dict with `norm_dg` (N,).
-
-    Returns:
-        flux (N, 5), err (N, 5) in FLUX_UNIT; 0 and inf where a band is not used.
-    """
-    norm_dg = np.asarray(metadata["norm_dg"], float)
-    n_stars = len(norm_dg)
-    flux = np.zeros((n_stars, len(PHOTOMETRIC_BANDS)))
-    err = np.zeros_like(flux)
-    use = np.zeros(flux.shape, bool)
-    if tmass is not None:
-        bands = slice(0, N_TMASS)
-        flux[:, bands], err[:, bands], use[:, bands] = _tmass_flux(tmass, norm_dg)
-    if unwise is not None:
-        bands = slice(N_TMASS, N_TMASS + N_UNWISE)
-        flux[:, bands], err[:, bands], use[:, bands] = _unwise_flux(unwise, norm_dg)
-    err = np.hypot(err, PHOTOMETRY_ERROR * flux)
-    use &= (flux < FLUX_RANGE[1]) & (err > FLUX_RANGE[0]) & (err < FLUX_RANGE[1])
-    return np.where(use, flux, 0.0), np.where(use, err, np.inf)
+def floored_variance(sample):
+    """(N, n_xp) the diagonal of `add_flux_floors`, from the variances alone."""
+    flux = sample.bp_flux + sample.rp_flux
+    zero_points = sample.bp_flux**2 + sample.rp_flux**2
+    common = (COMMON_ERROR**2 + PIXEL_ERROR**2) * flux**2
+    return sample.variance + ZERO_POINT_ERROR**2 * zero_points + common
 
 
 # --- The flux vector --------------------------------------------------------------------------
@@ -603,135 +290,142 @@ def photometry_flux(tmass, unwise, metadata):
 class FluxVectors:
     """Flux vectors of N stars in FLUX_UNIT.
 
-    flux (N, 66) float32: 0 where not used, never NaN
-    flux_err (N, 66) float32: 1 sigma with the error floors; inf where not used
-    flux_sqrticov_tril (N, 1891) float32: whitening of the XP part
-    input_flags (N,) uint8: InputFlag
-    n_flux (N,) int: number of fluxes used
-    n_floored (N,) int: eigenvalues of the XP covariance that were raised (-1: COV_BAD)
-    eival_min, eival_max (N,) float32, or None where not asked for: smallest and largest eigenvalue
-        of the XP covariance with floors, before flooring; NaN where no XP flux is used
+    flux (N, n) float32: 0 where not used, never NaN; flux_err (N, n) float32: 1 sigma with the
+    error floors, inf where not used; input_flags (N,) uint16: `schema.flags.InputFlag`.
     """
 
     flux: np.ndarray
     flux_err: np.ndarray
-    flux_sqrticov_tril: np.ndarray
     input_flags: np.ndarray
-    n_flux: np.ndarray
-    n_floored: np.ndarray
-    eival_min: np.ndarray | None = None
-    eival_max: np.ndarray | None = None
-
-    def columns(self):
-        """{dataset name: array} of what is stored; the datasets are described in DATASETS."""
-        table = {name: getattr(self, name) for name in DATASETS}
-        if self.eival_min is not None:
-            table |= {"flux_cov_eival_min": self.eival_min, "flux_cov_eival_max": self.eival_max}
-        return table
 
 
-# The stored columns of FluxVectors: shape after the star axis, type and attributes of each.
-DATASETS = {
-    "flux": {
-        "shape_tail": (N_FLUX,),
-        "units": FLUX_UNIT,
-        "description": "XP at 61 wavelengths, then J, H, Ks, W1, W2; 0 where not used",
-        "sample_wavelengths": SAMPLE_WAVELENGTHS,
-    },
-    "flux_err": {
-        "shape_tail": (N_FLUX,),
-        "units": FLUX_UNIT,
-        "description": "1 sigma with error floors; inf where not used",
-        "sample_wavelengths": SAMPLE_WAVELENGTHS,
-    },
-    "flux_sqrticov_tril": {
-        "shape_tail": (N_TRIL,),
-        "description": "lower triangle, row order, of S with S^T S = C^-1 of the 61 XP fluxes",
-    },
-    "input_flags": {
-        "dtype": "u1",
-        "description": "bits: " + ", ".join(f"{flag.value} {flag.name}" for flag in InputFlag),
-    },
-}
+def _chunk(table, start):
+    """CHUNK_STARS rows of a table from row `start`, with rows of zeros after its last.
+
+    Always as many, so that a product of matrices, whose rounding may depend on its shape, gives
+    the same numbers for a star whatever stars come with it.
+    """
+    chunk = {name: column[start : start + CHUNK_STARS] for name, column in table.items()}
+    lack = CHUNK_STARS - len(next(iter(chunk.values())))
+    if not lack:
+        return chunk
+    return {
+        name: np.concatenate([column, np.zeros((lack, *column.shape[1:]), column.dtype)])
+        for name, column in chunk.items()
+    }
 
 
-def _empty_vectors(n_stars, eigenvalues):
-    extreme = np.full((2, n_stars), np.nan, np.float32) if eigenvalues else (None, None)
-    return FluxVectors(
-        flux=np.zeros((n_stars, N_FLUX), np.float32),
-        flux_err=np.full((n_stars, N_FLUX), np.inf, np.float32),
-        flux_sqrticov_tril=np.zeros((n_stars, N_TRIL), np.float32),
-        input_flags=np.zeros(n_stars, np.uint8),
-        n_flux=np.zeros(n_stars, int),
-        n_floored=np.zeros(n_stars, int),
-        eival_min=extreme[0],
-        eival_max=extreme[1],
-    )
-
-
-def _xp_chunk(result, rows, xp, basis):
-    """Fill the XP part of `result` for `rows` from the spectra of these rows."""
+def _xp_chunk(xp, basis):
+    """flux, err (n, n_xp) and flags (n,) of the spectra of a chunk; 0 and inf where not used."""
     with np.errstate(over="ignore", invalid="ignore"):  # absurd numbers end as COV_BAD
-        sample = sample_xp(xp, basis)
-        cov = add_flux_floors(sample)
-        flux = sample.bp_flux + sample.rp_flux
-        err = np.sqrt(np.einsum("nii->ni", cov))
-    # Written so that NaN is out of range too.
-    in_range = (np.abs(flux) < FLUX_RANGE[1]) & (err > FLUX_RANGE[0]) & (err < FLUX_RANGE[1])
-    cov[(sample.used & ~in_range).any(axis=1)] = np.nan
-    whitening, n_floored = _whiten(cov, sample.used)
-    bad = n_floored < 0
+        sample = sample_variances(xp, basis)
+        flux, err = sample.bp_flux + sample.rp_flux, np.sqrt(floored_variance(sample))
+        # Written so that NaN is out of range too.
+        good = (np.abs(flux) < FLUX_RANGE[1]) & (err > FLUX_RANGE[0]) & (err < FLUX_RANGE[1])
+        good &= sample.variance >= -ROUNDING * sample.variance.max(axis=1, keepdims=True)
+    bad = (sample.used & ~good).any(axis=1) | ~sample.proper
     used = sample.used & ~bad[:, None]
-    result.flux[rows, :N_XP] = np.where(used, flux, 0.0)
-    result.flux_err[rows, :N_XP] = np.where(used, err, np.inf)
-    result.flux_sqrticov_tril[rows] = whitening.reshape(-1, N_XP * N_XP)[:, _tril_index()]
-    result.n_floored[rows] = n_floored
-    result.input_flags[rows] |= (
-        ~sample.bp_ok * np.uint8(InputFlag.BP_MISSING)
-        | ~sample.rp_ok * np.uint8(InputFlag.RP_MISSING)
-        | (n_floored > 0) * np.uint8(InputFlag.COV_FLOORED)
-        | bad * np.uint8(InputFlag.COV_BAD)
-    )
-    if result.eival_min is not None:
-        some = used.any(axis=1)
-        eigenvalues = np.linalg.eigvalsh(_fill_unused(cov[some], used[some]))
-        result.eival_min[rows][some] = eigenvalues[:, 0]
-        result.eival_max[rows][some] = eigenvalues[:, -1]
+    flags = np.zeros(len(bad), np.uint16)
+    for flag, rows in (
+        (InputFlag.BP_MISSING, ~sample.bp_ok),
+        (InputFlag.RP_MISSING, ~sample.rp_ok),
+        (InputFlag.COV_BAD, bad),
+    ):
+        flags[rows] |= flag.value
+    return np.where(used, flux, 0.0), np.where(used, err, np.inf), flags
 
 
-def flux_vectors(xp, tmass, unwise, metadata, eigenvalues=False, basis=None):
-    """The 66-vector of fluxes of each star, with errors and whitening.
+def _require_rows(xp, tables, metadata, n_stars):
+    for kind, table in {"xp": xp, "metadata": metadata, **tables}.items():
+        for name, column in (table or {}).items():
+            if len(column) != n_stars:
+                raise ValueError(f"{kind} {name}: {len(column)} rows, expected {n_stars}")
+
+
+def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY):
+    """The flux vector of each star, with errors: n_xp XP fluxes, then the photometric bands.
 
     Args:
-        xp: dict with XP_COLUMNS, see `sample_xp`.
-        tmass, unwise: dicts with rows aligned with xp, or None; see `photometry_flux`.
-        metadata: dict with `norm_dg` (N,), NaN where there is no neighbour or no row.
-        eigenvalues: also give the extreme eigenvalues of the XP covariance (ten times slower).
-        basis: XPBasis; default load_xp_basis().
+        xp: dict with `xp_columns` of the release, see `sample_xp`.
+        tables: {survey: dict with rows aligned with xp, or None}; see `photometry_flux`.
+        metadata: dict with the columns of the metadata that cuts ask for (N,), NaN where missing.
+        basis: XPBasis of the release. photometry: see `photometry_flux`.
 
     Returns:
         FluxVectors. Every star has a row; what cannot be used has flux 0, error inf and a flag.
 
     Raises:
-        KeyError: a column is missing. ValueError: a shape or a number of rows does not fit.
+        KeyError: a column is missing. ValueError: a shape or a number of rows does not fit, or the
+        spectra are of another basis than the release's.
     """
-    basis = load_xp_basis() if basis is None else basis
-    n_stars = len(xp["bp_coefficients"])
-    tables = {"xp": xp, "tmass": tmass, "unwise": unwise, "metadata": metadata}
-    names = (XP_COLUMNS, TMASS_COLUMNS, UNWISE_COLUMNS, ("norm_dg",))
-    for (kind, table), columns in zip(tables.items(), names, strict=True):
-        for name in columns if table is not None else ():
-            if len(table[name]) != n_stars:
-                raise ValueError(f"{kind} {name}: {len(table[name])} rows, expected {n_stars}")
-    result = _empty_vectors(n_stars, eigenvalues)
-    flux, err = photometry_flux(tmass, unwise, metadata)
-    result.flux[:, N_XP:] = flux
-    result.flux_err[:, N_XP:] = err
-    used = np.isfinite(err)
-    result.input_flags |= ~used[:, :N_TMASS].any(axis=1) * np.uint8(InputFlag.NO_2MASS)
-    result.input_flags |= ~used[:, N_TMASS:].any(axis=1) * np.uint8(InputFlag.NO_WISE)
+    n_stars, n_xp = len(xp["bp_coefficients"]), len(basis.wavelengths)
+    _require_rows(xp, tables, metadata, n_stars)
+    surveys, bands = photometry
+    result = FluxVectors(
+        np.zeros((n_stars, n_xp + len(bands)), np.float32),
+        np.full((n_stars, n_xp + len(bands)), np.inf, np.float32),
+        np.zeros(n_stars, np.uint16),
+    )
+    flux, err = photometry_flux(tables, metadata, photometry)
+    result.flux[:, n_xp:], result.flux_err[:, n_xp:] = flux, err
+    for name, survey in surveys.items():
+        own = [k for k, band in enumerate(bands) if band.survey == name]
+        result.input_flags[np.isinf(err[:, own]).all(axis=1)] |= survey.flag.bit
+    required, optional = xp_columns(basis.release)
+    spectra = {name: np.asarray(xp[name]) for name in (*required, *optional) if name in xp}
     for start in range(0, n_stars, CHUNK_STARS):
-        rows = slice(start, start + CHUNK_STARS)
-        _xp_chunk(result, rows, {name: xp[name][rows] for name in XP_COLUMNS}, basis)
-    result.n_flux[:] = np.isfinite(result.flux_err).sum(axis=1)
+        rows = slice(start, min(start + CHUNK_STARS, n_stars))
+        flux, err, flags = _xp_chunk(_chunk(spectra, start), basis)
+        n = rows.stop - start
+        result.flux[rows, :n_xp], result.flux_err[rows, :n_xp] = flux[:n], err[:n]
+        result.input_flags[rows] |= flags[:n]
     return result
+
+
+# --- Stars as the model sees them -------------------------------------------------------------
+PARALLAX_COLUMNS = ("parallax", "parallax_error")
+
+
+def star_columns(release):
+    """{kind of shard: (required, optional) columns} that `star_table` reads.
+
+    Of the metadata those are required that the release's archive must have.
+    """
+    metadata = (*PARALLAX_COLUMNS, *(column.name for column in PASSED))
+    required = tuple(name for name in metadata if name in release.archive.needed)
+    optional = tuple(name for name in metadata if name not in required)
+    surveys = {name: (photometry_columns(name), ()) for name in SURVEYS}
+    return {"xp": xp_columns(release), "metadata": (required, optional), **surveys}
+
+
+def star_table(tables, basis):
+    """Columns of `schema.columns.STAR` of N stars: what the model is trained on and applied to.
+
+    Args:
+        tables: {kind: dict of its `star_columns`, rows aligned; None for a survey not used}; the
+            metadata have a column `matched` (N,) bool.
+        basis: XPBasis of the release.
+
+    Returns:
+        {name: (N, ...) array}. NaN: not known; a column that the metadata lack is NaN. A parallax
+        counts only with a positive error.
+
+    Raises:
+        KeyError, ValueError: see `flux_vectors`.
+    """
+    release, xp, metadata = basis.release, tables["xp"], tables["metadata"]
+    none = np.full(len(xp["source_id"]), np.nan)
+    metadata = dict.fromkeys(METADATA_COLUMNS, none) | metadata
+    surveys = {name: tables.get(name) for name in SURVEYS}
+    vectors = flux_vectors(xp, surveys, metadata, basis)
+    plx, plx_err = (metadata.get(name, none).astype("f4") for name in PARALLAX_COLUMNS)
+    has_plx = np.isfinite(plx) & np.isfinite(plx_err) & (plx_err > 0)
+    vectors.input_flags[~metadata["matched"]] |= InputFlag.NO_METADATA.value
+    vectors.input_flags[~has_plx] |= InputFlag.NO_PARALLAX.value
+    return {
+        release.id_column: xp["source_id"],
+        **{column.name: metadata.get(column.name, none).astype(column.dtype) for column in PASSED},
+        "plx": np.where(has_plx, plx, np.float32(np.nan)),
+        "plx_err": np.where(has_plx, plx_err, np.float32(np.nan)),
+        **vars(vectors),
+    }

@@ -34,7 +34,8 @@ NEAR = 5.0  # solutions this far above the best are not worth polishing
 POLISH = 5  # descents
 ELSEWHERE = 0.5  # sigma from the best: nearer, it is the same mode
 CHUNK_STARS = 8192  # as step 10
-PERTURBATION = (1.0, 0.5, 1.0, 1.0, 1.0, 0.3)  # of z (3), xi, ln E, ln plx
+Z_PERTURBATION = (1.0, 0.5, 1.0)  # of z: repeated for more labels
+REST_PERTURBATION = (1.0, 1.0, 0.3)  # of xi, ln E, ln plx
 RESTART_LN_E = (-4.0, 0.5)
 
 
@@ -64,13 +65,13 @@ def timed(table, solver, trained, repeats):
     if solver.model.direct is not None:
         watch.wrap(solver, "direct", "direct estimate")
         watch.wrap(catalogue, "pool", "pooling")
-    watch.wrap(solver._starts, "find", "start search")
+    watch.wrap(solver.starts, "find", "start search")
     watch.wrap(solver, "finish", "final descents")
     watch.wrap(solver, "minimise", "trial descents")
-    watch.wrap(solver, "curvature", "curvature")
+    watch.wrap(solver, "gaussian", "curvature")
     watch.wrap(catalogue, "estimates", "covariance")
     watch.wrap(catalogue, "widened", "second modes, factors")
-    watch.wrap(catalogue, "quality_flags", "flags, confidences")
+    watch.wrap(catalogue, "_confidences", "confidences")
     n, totals, parts = len(table["plx"]), [], []
     for _ in range(repeats):
         watch.seconds = {}
@@ -86,20 +87,22 @@ def timed(table, solver, trained, repeats):
 
 
 def restarts(solver, u, n, rng):
-    """Starts (M, n, 6) for solutions u (M, 6): half of them types of the prior, half near u."""
-    from fitting.star_solver import LN_E, LOWER, TEMPLATE_WIDENING, UPPER, Z
+    """Starts (M, n, p) for solutions u (M, p): half of them types of the prior, half near u."""
+    from fitting.starts import TEMPLATE_WIDENING
 
-    out = u[:, None] + np.array(PERTURBATION) * rng.normal(size=(len(u), n, 6))
+    at = solver.at
+    size = np.concatenate([np.resize(Z_PERTURBATION, at.n_labels), REST_PERTURBATION])
+    out = u[:, None] + size * rng.normal(size=(len(u), n, len(at)))
     half = n // 2
     z = solver.model.prior.sample(len(u) * half, rng, TEMPLATE_WIDENING)
     out[:, :half] = u[:, None]
-    out[:, :half, Z] = z.reshape(len(u), half, 3)
-    out[:, :half, LN_E] = rng.uniform(*RESTART_LN_E, (len(u), half))
-    return np.clip(out, LOWER, UPPER).astype("f4")
+    out[:, :half, at.z] = z.reshape(len(u), half, at.n_labels)
+    out[:, :half, at.ln_ext] = rng.uniform(*RESTART_LN_E, (len(u), half))
+    return at.clip(out).astype("f4")
 
 
 def polish(solver, data, u, rows):
-    """`Solution` of POLISH further descents in turn from u (M, 6), the noise evaluated anew for
+    """`Solution` of POLISH further descents in turn from u (M, p), the noise evaluated anew for
     each, until nothing moves."""
     for _ in range(POLISH):
         solution = solver.finish(data, u, rows=rows)
@@ -115,24 +118,25 @@ def lowest(phi, star, n):
 
 
 def excess(data, solver, u, n_restarts, seed=0):
-    """How far the objective of the solutions u (N, 6) is above the best of many restarts.
+    """How far the objective of the solutions u (N, p) is above the best of many restarts.
 
     Returns three arrays (N,): above the best with the noise held at u; above the best of those that
     ended elsewhere, each with a noise of its own; and of those that ended in the same mode.
     """
-    from fitting.posterior import estimates
+    from fitting.posterior import estimates, physical
     from fitting.star_solver import POOLED_ITERATIONS
 
     n = len(data)
     own = solver.minimise(data, u, POOLED_ITERATIONS)
     star = np.repeat(np.arange(n), n_restarts)
-    starts = restarts(solver, u, n_restarts, np.random.default_rng(seed)).reshape(-1, 6)
+    starts = restarts(solver, u, n_restarts, np.random.default_rng(seed)).reshape(-1, u.shape[1])
     held = solver.minimise(data, starts, POOLED_ITERATIONS, star, noise_at=u[star])
     ends = solver.finish(data, starts, rows=star)
     near = np.flatnonzero(ends.phi < lowest(ends.phi, star, n)[star] + NEAR)
     ends, star_of_end = polish(solver, data, ends.u[near], star[near]), star[near]
-    here, there = estimates(own, solver.model), estimates(ends, solver.model)
-    away = np.abs(here.est[star_of_end] - there.est)[:, :3] / here.err[star_of_end, :3]
+    here = estimates(solver.gaussian(data, own, over_a_sigma=False), solver.model)
+    there = physical(ends.u, solver.model)
+    away = (np.abs(here.est[star_of_end] - there) / here.err[star_of_end])[:, solver.at.z]
     same = away.max(1) < ELSEWHERE
     best = (
         lowest(held.phi, star, n),
@@ -147,9 +151,8 @@ def main(argv=None):
     args = parse_args(argv)
     common.check_inputs(args)
     trained, solver = common.load_solver(args)
-    from fitting.catalogue import OBSERVED, infer
-    from fitting.star_solver import StarData
-    from train import without_parallax
+    from fitting.catalogue import infer
+    from fitting.observed import OBSERVED, StarData, without_parallax
 
     table = common.validation_stars(args, OBSERVED)
     infer(repeated(table, WARM_UP_STARS), solver, trained)
@@ -164,8 +167,8 @@ def main(argv=None):
     print(f"  the same stars, parallaxes hidden {n / hidden:8.0f} stars/s")
 
     rows = np.random.default_rng(0).permutation(len(table["plx"]))[: args.checked]
-    data = StarData(*(table[name][rows] for name in OBSERVED))
-    found, _ = solver.solve(data)
+    data = StarData.of_table(table, trained.stellar.channels, rows)
+    found = solver.solve(data).best
     held, elsewhere, same = excess(data, solver, found.u, args.restarts)
     print(f"solutions of {len(rows)} stars against the best of {args.restarts} restarts each")
     for limit in (MISSED, 1.0):

@@ -27,16 +27,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import match_unwise_gaia as step
-from demo.unwise_tiles import (
-    N_RINGS,
-    RING_STEP,
-    ring_size,
-    tile_name,
-    tile_of,
-    write_tile,
-)
+import healpy
 
+import match_unwise_gaia as step
+from demo.unwise_tiles import N_RINGS, RING_STEP, ring_size, tile_name, tile_of, write_tile
+from pipeline.schema import load_release
+from pipeline.sphere import arcsec_of_chord, chord, moved_vectors, unit_vectors
+from pipeline.unwise_tiles import TileCache, index_tiles
+
+ALL_TILES = 10**10  # bytes: they all stay in memory
 FIRST_RING, FIRST_NUMBER, ROWS = 5, 100, 8  # the patch: 8 rings of tiles from Dec 7.6
 
 
@@ -69,24 +68,24 @@ def make_patch(folder, args, rng):
         name = tile_name(int(ring[rows[0]]), int(number[rows[0]]))
         sources = {"ra": all_ra[rows], "dec": all_dec[rows], "flux": np.ones((len(rows), 2))}
         write_tile(folder, name, sources)
-    order = np.argsort(step.healpy.ang2pix(4096, ra, dec, nest=True, lonlat=True))
+    order = np.argsort(healpy.ang2pix(4096, ra, dec, nest=True, lonlat=True))
     return ra[order], dec[order], all_ra, all_dec  # a shard is sorted along nested pixels
 
 
 def strip_oracle(ra, dec, all_ra, all_dec):
     """{source row: separation (arcsec)}, comparing with all detections in a strip of Dec."""
     order = np.argsort(all_dec)
-    sorted_dec, vectors = all_dec[order], step.unit_vectors(all_ra, all_dec)[order]
+    sorted_dec, vectors = all_dec[order], unit_vectors(all_ra, all_dec)[order]
     radius = step.MAX_SEP_ARCSEC / 3600
     low = np.searchsorted(sorted_dec, dec - 1.01 * radius)
     high = np.searchsorted(sorted_dec, dec + 1.01 * radius)
-    limit, rivals = step.chord(radius), {}
-    for row, vector in enumerate(step.unit_vectors(ra, dec)):
+    limit, rivals = chord(radius), {}
+    for row, vector in enumerate(unit_vectors(ra, dec)):
         length = np.sqrt(((vectors[low[row] : high[row]] - vector) ** 2).sum(axis=1))
         if len(length) and length.min() <= limit:
             rivals.setdefault(low[row] + int(length.argmin()), []).append((length.min(), row))
     won = [min(group) for group in rivals.values()]
-    return {row: float(step.arcsec_of_chord(length)) for length, row in won}
+    return {row: float(arcsec_of_chord(length)) for length, row in won}
 
 
 def best_time(function, repeats):
@@ -104,23 +103,24 @@ def time_extra_tiles(folder, vectors, repeats):
     for ring in range(-N_RINGS, N_RINGS + 1):
         for number in range(ring_size(ring)):
             (folder / f"{tile_name(ring, number)}.cat.fits").touch()
-    indexing, index = best_time(lambda: step.index_tiles(folder), 1)
+    indexing, index = best_time(lambda: index_tiles(folder), 1)
     return len(index.names), indexing, best_time(lambda: index.around(vectors), repeats)[0]
 
 
 def main(argv=None):
     args = parse_args(argv)
-    rng = np.random.default_rng(1)
+    rng, release = np.random.default_rng(1), load_release()
+    years = step.UNWISE_EPOCH - release.reference_epoch
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ra, dec, all_ra, all_dec = make_patch(folder, args, rng)
-        cache = step.TileCache(step.index_tiles(folder), 10**10)
+        cache = TileCache(index_tiles(folder), ALL_TILES, step.catalogue_datasets(release))
         still = np.zeros(len(ra))
         reading, _ = best_time(lambda: [cache.get(tile) for tile in cache.index.names], 1)
         n_tiles = len(cache.index.names)
 
         def match_all():
-            vectors = step.moved_vectors(ra, dec, still, still, -1.1)
+            vectors = moved_vectors(ra, dec, still, still, years)
             by_tile = cache.index.around(vectors)
             return step.match(np.arange(len(ra)), vectors, by_tile, cache)
 
@@ -131,7 +131,7 @@ def main(argv=None):
         same = found.keys() == expected.keys() and all(
             abs(found[row] - expected[row]) < 1e-4 for row in expected
         )
-        vectors = step.unit_vectors(ra, dec)
+        vectors = unit_vectors(ra, dec)
         lookup = best_time(lambda: cache.index.around(vectors), args.repeats)[0]
         n_more, indexing, lookup_more = time_extra_tiles(folder, vectors, args.repeats)
     print(f"unWISE matching, one core: {len(ra)} sources, {n_tiles} tiles, "

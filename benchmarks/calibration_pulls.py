@@ -19,12 +19,11 @@ import numpy as np
 from pipeline.run import usage_exit
 
 G_ZERO_POINT = 25.6874  # Vega; Gaia EDR3 documentation, section 5.4.1
-LABELS = ("Teff", "[Fe/H]", "log g")
-UNITS = np.array([1e3, 1.0, 1.0])
 MIN_STARS = 30  # fewer in a group say little
-# Targets: pull width, fraction beyond 3 sigma, offset in (K, dex, dex); the widths of the groups
-# that have a target of their own, and of all stars.
-ALL_WIDTH, GROUP_WIDTH, BEYOND, OFFSET = (0.93, 1.12), (0.88, 1.2), 0.03, (6.0, 0.01, 0.015)
+# Targets: pull width of all stars and of the groups that have one of their own, fraction beyond 3
+# sigma, offset in the units shown.
+ALL_WIDTH, GROUP_WIDTH, BEYOND = (0.93, 1.12), (0.88, 1.2), 0.03
+OFFSET = {"teff": 6.0, "feh": 0.01, "logg": 0.015}
 WITH_TARGET = ("giants", "dwarfs", "G < 11", "G 11-13", "G > 13")
 
 
@@ -36,7 +35,7 @@ def parse_args(argv=None):
 
 def read_stars(args):
     """Columns of the validation stars from the training data, with `g` (mag)."""
-    from fitting.catalogue import OBSERVED
+    from fitting.observed import OBSERVED
 
     names = (*OBSERVED, "stellar_type", "stellar_type_err", "stellar_ext", "phot_g_mean_flux")
     stars = common.validation_stars(args, names)
@@ -46,94 +45,102 @@ def read_stars(args):
 
 def inferred(stars, trained, solver, with_parallax):
     """The stars with what `catalogue.infer` finds."""
-    from fitting.catalogue import OBSERVED, infer
-    from train import without_parallax
+    from fitting.catalogue import infer
+    from fitting.observed import OBSERVED, without_parallax
 
     seen = {name: stars[name] for name in OBSERVED}
     return stars | infer(seen if with_parallax else without_parallax(seen), solver, trained)
 
 
-def groups(stars):
+def groups(stars, labels):
     """{name: rows (N,) bool}, by label, G and the reddening that training was given."""
-    from fitting.catalogue import GIANT_LOGG
+    from fitting.accuracy import groups_of
 
-    g, ext, logg = stars["g"], stars["stellar_ext"], stars["stellar_type"][:, 2]
-    giant, teff, feh = logg < GIANT_LOGG, stars["stellar_type"][:, 0], stars["stellar_type"][:, 1]
-    return {
-        "all": np.ones(len(g), bool),
-        "giants": giant,
-        "dwarfs": ~giant,
+    g, ext, label = stars["g"], stars["stellar_ext"], stars["stellar_type"]
+    of_label = groups_of(label, labels)
+    out = of_label | {
         "G < 11": g < 11,
         "G 11-13": (g >= 11) & (g < 13),
         "G > 13": g >= 13,
         "E < 0.1": ext < 0.1,
         "E 0.1-0.5": (ext >= 0.1) & (ext < 0.5),
         "E > 0.5": ext >= 0.5,
-        "cool dwarfs, < 4.5 kK": ~giant & (teff < 4.5),
-        "[Fe/H] < -1": feh < -1,
-        "log g < 1.5": logg < 1.5,
-        "no flag": (stars["quality_flags"] == 0),
+        "no flag": stars["quality_flags"] == 0,
     }
+    if {"teff", "feh", "logg"} <= labels.place.keys():
+        teff, feh, logg = (label[:, labels.place[name]] for name in ("teff", "feh", "logg"))
+        out["cool dwarfs, < 4.5 kK"] = of_label["dwarfs"] & (teff < 4.5)
+        out |= {"[Fe/H] < -1": feh < -1, "log g < 1.5": logg < 1.5}
+    return out
 
 
-def scores(stars, rows, kind="stellar"):
-    """Accuracy of some stars: n, and arrays (3,) offset, scatter, pull_width, frac_gt3; kind
-    "stellar": the catalogue's estimates, "model": those of the forward model alone."""
-    from fitting.catalogue import robust_width
+def group_scores(stars, labels, kind):
+    """{group: {"n": stars, label name: `accuracy.scores`}}; kind "stellar": the catalogue's
+    estimates, "model": those of the forward model alone."""
+    from fitting.accuracy import scores
+    from fitting.catalogue import label_estimates
 
-    est, err = (stars[f"{kind}_params_{name}"][:, :3] for name in ("est", "err"))
+    est, err = label_estimates(stars, labels, kind)
     label, label_err = stars["stellar_type"], stars["stellar_type_err"]
-    rows = rows & np.isfinite(est).all(1) & np.isfinite(err).all(1)
-    off = (est - label)[rows].astype("f8")
-    pull = off / np.hypot(err, label_err)[rows]
-    return {
-        "n": int(rows.sum()),
-        "offset": np.median(off, 0),
-        "scatter": np.array([robust_width(x) for x in off.T]),
-        "pull_width": np.array([robust_width(x) for x in pull.T]),
-        "frac_gt3": np.mean(np.abs(pull) > 3, 0),
-    }
+    finite, out = np.isfinite(est).all(1) & np.isfinite(err).all(1), {}
+    for name, rows in groups(stars, labels).items():
+        rows = rows & finite
+        if rows.sum() >= MIN_STARS:
+            found = scores(est[rows], err[rows], label[rows], label_err[rows], labels)
+            out[name] = {"n": int(rows.sum())} | found
+    return out
 
 
-def misses(name, one):
-    """What of a group is outside the targets, a text a label."""
-    out = [[] for _ in LABELS]
-    low, high = ALL_WIDTH if name == "all" else GROUP_WIDTH
-    for k in range(len(LABELS)):
-        if name in ("all", *WITH_TARGET) and not low <= one["pull_width"][k] <= high:
-            out[k].append("width")
-        if name == "all" and one["frac_gt3"][k] > BEYOND:
-            out[k].append("beyond 3")
-        if name == "all" and abs(one["offset"][k] * UNITS[k]) > OFFSET[k]:
-            out[k].append("offset")
-    return [", ".join(words) for words in out]
+def missed(group, name, one):
+    """What of a label's scores in a group is outside the targets, as a text."""
+    words = []
+    low, high = ALL_WIDTH if group == "all" else GROUP_WIDTH
+    if group in ("all", *WITH_TARGET) and not low <= one["pull_width"] <= high:
+        words.append("width")
+    if group == "all" and one["frac_gt3"] > BEYOND:
+        words.append("beyond 3")
+    if group == "all" and abs(one["offset"]) > OFFSET.get(name, np.inf):
+        words.append("offset")
+    return ", ".join(words)
 
 
-def print_table(table):
+def print_table(table, labels):
     print("stars                      n  label      offset  scatter  pull width  beyond 3")
-    for name, one in table.items():
-        for k, label in enumerate(LABELS):
-            digits = 1 if k == 0 else 3
-            missed = misses(name, one)[k]
+    for group, of_group in table.items():
+        for label in labels:
+            one, digits = of_group[label.name], 3 if label.scale == 1 else 1
+            words = missed(group, label.name, one)
             print(
-                f"{name:22s} {one['n']:5d}  {label:8s} {one['offset'][k] * UNITS[k]:8.{digits}f} "
-                f"{one['scatter'][k] * UNITS[k]:8.{digits}f} {one['pull_width'][k]:11.2f} "
-                f"{one['frac_gt3'][k]:9.1%}{'  outside: ' + missed if missed else ''}"
+                f"{group:22s} {of_group['n']:5d}  {label.title:8s} "
+                f"{one['offset']:8.{digits}f} {one['scatter']:8.{digits}f} "
+                f"{one['pull_width']:11.2f} {one['frac_gt3']:9.1%}"
+                f"{'  outside: ' + words if words else ''}"
             )
 
 
-def draw(folder, stars, table, suffix):
-    from fitting.catalogue import CONFIDENCES, is_right
+def as_rows(table, labels):
+    """The table as `figures.pulls_in_bins` takes it: arrays (K,) in the stored units."""
+    scale = labels.array("scale")
+    for group, of_group in table.items():
+        keys = ("pull_width", "frac_gt3", "scatter")
+        row = {key: np.array([of_group[x.name][key] for x in labels]) for key in keys}
+        yield {"group": group, "n": of_group["n"]} | row | {"scatter": row["scatter"] / scale}
+
+
+def draw(folder, stars, table, labels, suffix):
+    from fitting.catalogue import label_estimates
+    from fitting.confidence import is_right
     from pipeline import figures
 
-    rows = [{"group": name} | one for name, one in table.items()]
-    figures.pulls_in_bins(folder / f"pulls_{suffix}.png", rows)
-    right = is_right(stars, stars["stellar_type"], stars["stellar_type_err"])
-    good = np.isfinite(stars["stellar_params_est"]).all(1)
+    rows = list(as_rows(table, labels))
+    figures.pulls_in_bins(folder / f"pulls_{suffix}.png", rows, labels=labels)
+    est, err = label_estimates(stars, labels)
+    right = is_right(est, err, stars["stellar_type"], stars["stellar_type_err"], labels)
+    good = np.isfinite(est).all(1)
     figures.reliability(
         folder / f"reliability_{suffix}.png",
-        {label: stars[c][good] for label, c in zip(LABELS, CONFIDENCES, strict=True)},
-        {label: right[good, k] for k, label in enumerate(LABELS)},
+        {x.title: stars[f"{x.name}_confidence"][good] for x in labels},
+        {x.title: right[good, k] for k, x in enumerate(labels)},
     )
 
 
@@ -142,26 +149,18 @@ def main(argv=None):
     args = parse_args(argv)
     common.check_inputs(args)
     trained, solver = common.load_solver(args)
-    known, result = read_stars(args), {}
+    labels, known, result = trained.stellar.labels, read_stars(args), {}
     print(f"{len(known['g'])} validation stars (spectro-photometric parallaxes, not Gaia's)")
     for words, with_parallax in (("20% parallax", True), ("parallax hidden", False)):
         stars = inferred(known, trained, solver, with_parallax)
-        tables = {
-            kind: {
-                name: scores(stars, rows, kind)
-                for name, rows in groups(stars).items()
-                if rows.sum() >= MIN_STARS
-            }
-            for kind in ("stellar", "model")
-        }
         for kind, title in (("stellar", "catalogue"), ("model", "forward model alone")):
+            shown = labels if kind == "stellar" else labels.forward
+            table = group_scores(stars, labels, kind)
             print(f"\n{words}: {title}")
-            print_table(tables[kind])
-            result[f"{words}, {title}"] = {
-                name: {key: value.tolist() if key != "n" else value for key, value in one.items()}
-                for name, one in tables[kind].items()
-            }
-        draw(args.out, stars, tables["stellar"], words.replace(" ", "_").replace("%", ""))
+            print_table(table, shown)
+            result[f"{words}, {title}"] = table
+            if kind == "stellar":
+                draw(args.out, stars, table, labels, words.replace(" ", "_").replace("%", ""))
     common.write_json(args.out / "pulls.json", result)
     return 0
 

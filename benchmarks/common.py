@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.read import ShardReader, join_rows
+from pipeline.schema import MODEL_FILE, load_release
 from pipeline.write import write_text
 
 DEFAULT_MODEL = ROOT / "demo/run/model"
@@ -60,20 +61,20 @@ def require(path):
 
 def check_inputs(args):
     """UsageError where the model or its training data is absent; makes the folder --out."""
-    require(args.model / "model.h5")
+    require(args.model / MODEL_FILE)
     require(args.training_data)
     if hasattr(args, "out"):
         args.out.mkdir(parents=True, exist_ok=True)
 
 
 def load_solver(args):
-    """(`catalogue.TrainedModel`, `StarSolver`), on one thread."""
+    """(`TrainedModel`, `StarSolver`), on one thread."""
+    from fitting.model_file import load_model
     from fitting.star_solver import StarSolver
     from model import set_threads
-    from xp_opt_allsources import load_model
 
     set_threads(1)
-    trained = load_model(args.model / "model.h5")
+    trained = load_model(args.model / MODEL_FILE, load_release())
     return trained, StarSolver(trained.stellar)
 
 
@@ -102,7 +103,7 @@ def read_table(path, names, rows):
 
 def validation_stars(args, names):
     """Columns of the validation stars from the training data, {name: (N, ...)}."""
-    with ShardReader(args.training_data, "gdr3_source_id") as reader:
+    with ShardReader(args.training_data, load_release().id_column) as reader:
         rows = validation_rows(args, reader.source_id())
     return read_table(args.training_data, names, rows)
 

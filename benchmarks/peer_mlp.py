@@ -31,9 +31,6 @@ FIRST_RATE, LAST_RATE = 2e-3, 2e-5
 NETWORKS = 4  # whose mean is the peer
 PENALTY = 3e-2  # L2
 N_RATES = 25  # steps in which the learning rate falls
-KS = 63  # its place among the 66 fluxes
-LABELS = ("Teff", "[Fe/H]", "log g")
-UNITS = np.array([1e3, 1.0, 1.0])
 
 
 def parse_args(argv=None):
@@ -47,29 +44,33 @@ def parse_args(argv=None):
 def read_stars(args):
     """(table of the training data, rows that the model was trained and calibrated on, validation
     rows)."""
-    from train import read_training_data
+    from fitting.observed import OBSERVED
+    from pipeline.read import ShardReader
+    from pipeline.schema import load_release
 
-    ids, table, _ = read_training_data(args.training_data)
+    with ShardReader(args.training_data, load_release().id_column) as reader:
+        ids, table = reader.source_id(), reader.read_table((*OBSERVED, "stellar_type"))
     held_out = common.validation_rows(args, ids)
     return table, np.setdiff1d(np.arange(len(ids)), held_out), held_out
 
 
-def inputs(table, with_parallax):
-    """What the network sees (N, 64 or 65): ln fluxes less the brightness, without W1 and W2; and
-    ln of the flux in Ks at 1 kpc."""
-    from model import ln_flux_data
+def inputs(table, channels, with_parallax):
+    """What the network sees (N, p): ln fluxes less the brightness, XP and 2MASS; and ln of the flux
+    in Ks at 1 kpc."""
+    from fitting.observed import ln_flux_data
 
-    observed = ln_flux_data(table["flux"], table["flux_err"])
-    bright = observed.features[:, :1]
-    columns = [np.where(observed.used > 0, observed.value - bright, 0.0)[:, : KS + 1]]
+    observed = ln_flux_data(table["flux"], table["flux_err"], channels)
+    bright, ks = observed.features[:, :1], int(np.flatnonzero(channels.names == "Ks")[0])
+    seen = np.isin(channels.surveys, ("xp", "tmass"))
+    columns = [np.where(observed.used > 0, observed.value - bright, 0.0)[:, seen]]
     if with_parallax:
         plx = np.maximum(table["plx"], 0.01 * table["plx_err"])
-        columns.append((observed.value[:, KS] - 2 * np.log(plx))[:, None])
+        columns.append((observed.value[:, ks] - 2 * np.log(plx))[:, None])
     return np.concatenate(columns, 1).astype("f8")
 
 
 def train_network(x, y, epochs, seed):
-    """An MLPRegressor trained on standardised x (N, p), y (N, 3); the learning rate falls as a
+    """An MLPRegressor trained on standardised x (N, p), y (N, K); the learning rate falls as a
     cosine, in steps."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPRegressor
@@ -97,7 +98,7 @@ def train_network(x, y, epochs, seed):
 
 
 def train_peer(x, label, epochs, seed):
-    """A function (N, p) -> labels (N, 3), trained on x and label."""
+    """A function (N, p) -> labels (N, K), trained on x and label."""
     mean, scale = x.mean(0), x.std(0) + 1e-6
     centre, width = label.mean(0), label.std(0)
     networks = [
@@ -109,41 +110,38 @@ def train_peer(x, label, epochs, seed):
     )
 
 
-def own_estimates(args, table, held_out):
-    """The catalogue's (N, 3) of the validation stars, with parallaxes and with them hidden, each
-    {"catalogue", "forward model alone"}."""
-    from fitting.catalogue import OBSERVED, infer
-    from train import without_parallax
+def own_estimates(trained, solver, table, held_out):
+    """The catalogue's labels (N, K) of the validation stars, with parallaxes and with them hidden,
+    each {"catalogue", "forward model alone"}."""
+    from fitting.catalogue import infer, label_estimates
+    from fitting.observed import OBSERVED, without_parallax
 
-    trained, solver = common.load_solver(args)
     seen = {name: table[name][held_out] for name in OBSERVED}
     found = [infer(one, solver, trained) for one in (seen, without_parallax(seen))]
+    kinds = {"catalogue": "stellar", "forward model alone": "model"}
     return [
         {
-            "catalogue": one["stellar_params_est"][:, :3],
-            "forward model alone": one["model_params_est"][:, :3],
+            words: label_estimates(one, trained.stellar.labels, kind)[0]
+            for words, kind in kinds.items()
         }
         for one in found
     ]
 
 
-def score(est, label):
-    """{group: {label: (offset, robust scatter)}}, Teff in K; stars without estimate left out."""
-    from fitting.catalogue import GIANT_LOGG, robust_width
+def score(est, label, labels):
+    """{group: {label name: {"offset", "scatter"}}}; stars without estimate left out."""
+    from fitting.accuracy import accuracy
 
-    giant, finite = label[:, 2] < GIANT_LOGG, np.isfinite(est).all(1)
-    out = {"finite": int(finite.sum())}
-    for group, rows in (("all", finite), ("giants", finite & giant), ("dwarfs", finite & ~giant)):
-        off = (est - label)[rows] * UNITS
-        out[group] = (
-            {
-                name: {"offset": float(np.median(off[:, k])), "scatter": robust_width(off[:, k])}
-                for k, name in enumerate(LABELS)
-            }
-            if rows.any()
-            else {}
-        )
-    return out
+    found = accuracy(est, np.ones_like(est), label, np.ones_like(label), labels)
+    groups = {group: of for group, of in found.items() if isinstance(of, dict)}
+    return {"finite": found["finite"]} | {
+        group: {
+            x.name: {key: of[x.name][key] for key in ("offset", "scatter")}
+            for x in labels
+            if x.name in of
+        }
+        for group, of in groups.items()
+    }
 
 
 @usage_exit
@@ -152,25 +150,24 @@ def main(argv=None):
     common.check_inputs(args)
     table, training, held_out = read_stars(args)
     label = table["stellar_type"].astype("f8")
-    own = own_estimates(args, table, held_out)
+    trained, solver = common.load_solver(args)
+    labels, channels = trained.stellar.labels, trained.stellar.channels
+    own = own_estimates(trained, solver, table, held_out)
     result = {"training_stars": len(training), "validation_stars": len(held_out), "scores": {}}
-    print(
-        f"{len(training)} training, {len(held_out)} validation stars; robust scatter\n"
-        f"{'':32s}Teff (K)  [Fe/H]   log g  |  giants: K, dex, dex    |  dwarfs"
-    )
+    print(f"{len(training)} training, {len(held_out)} validation stars; robust scatter in ", end="")
+    print(", ".join(f"{x.title} ({x.shown_unit})" for x in labels))
     for k, with_parallax in enumerate((True, False)):
         words = "20% parallax" if with_parallax else "no parallax"
-        x, start = inputs(table, with_parallax), time.process_time()
+        x, start = inputs(table, channels, with_parallax), time.process_time()
         peer = train_peer(x[training], label[training], args.epochs, args.seed)
         result[f"seconds, {words}"] = time.process_time() - start
         for name, est in (own[k] | {"MLP peer": peer(x[held_out])}).items():
-            one = score(est, label[held_out])
+            one = score(est, label[held_out], labels)
             result["scores"][f"{name}, {words}"] = one
             cells = "  | ".join(
-                "{:7.1f} {:7.3f} {:7.3f}".format(*(one[g][n]["scatter"] for n in LABELS))
-                if one[g]
-                else "-"
-                for g in ("all", "giants", "dwarfs")
+                f"{group}: " + " ".join(f"{of[n]['scatter']:7.3f}" for n in of)
+                for group, of in one.items()
+                if isinstance(of, dict)
             )
             print(f"{name + ', ' + words:33s}{cells}", flush=True)
     common.write_json(args.out / "peer.json", result)

@@ -16,9 +16,13 @@ are the same star: good for measuring time and memory, not accuracy). Whole file
 interrupted run is finished by the same command. 4,000 stars: 6.5 MB and 1 s (with --tiles 40 MB
 more, 4 s); 65,000 in one shard: 31 MB, 3 s, 0.1 GB of memory (the correlations are the same for
 every star and compress well).
+
+The labels are APOGEE's Teff, [Fe/H] and log g; --labels takes others of the file's columns.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
@@ -29,6 +33,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.sky_columns import (
+    LABEL_ERROR_FLOOR,
     id_column,
     label_table,
     metadata_columns,
@@ -41,14 +46,15 @@ from pipeline.errors import UsageError
 from pipeline.provenance import Status, output_state, provenance
 from pipeline.read import ShardReader
 from pipeline.run import usage_exit
-from pipeline.select import list_fids, shard_path
+from pipeline.schema import DEFAULT_LABELS, KINDS, XP_BANDS, LabelSet, Layout, Release, resolved
+from pipeline.schema.labels import parse_label
+from pipeline.select import add_release_argument, list_fids, shard_path
 from pipeline.write import ShardWriter
 
-TEMPLATES = ("bp_correlation_template", "rp_correlation_template")
+TEMPLATES = tuple(f"{band}_correlation_template" for band in XP_BANDS)
 OUR_KINDS = ("xp", "metadata", "tmass", "unwise", "reddening")
-N_PIXELS = 12 * 4**8  # HEALPix level 8
-PIXEL_SHIFT = 43  # source_id >> 43 is the nested level-8 pixel
-ID_STEP = 128  # the lowest 7 bits of every Gaia DR3 source_id are 0, so copies can use them
+ID_STEP = 128  # the lowest 7 bits of every Gaia source_id are 0, so copies can use them
+RING_SEED = 12 * 4**8  # added to a ring, which may be negative, in seeds
 TILE_FOLDER = "unwise_tiles"
 TILE_POSITION_ERROR = 0.035 / 3600  # deg, each way; assumed
 N_UNRELATED = 20  # other detections in each tile
@@ -60,10 +66,12 @@ N_XP_CHUNK = 1024  # stars whose correlations are expanded at a time (12 MB)
 class Sky:
     """The stars to lay out, ordered by their new source ids.
 
-    stars: per-star arrays of the star file; templates: dict of (1485,); row (N,): row in `stars`;
-    source_id (N,) int64, ascending and unique; settings: what the sky was asked to be.
+    stars: per-star arrays of the star file; templates: dict of correlations (n (n - 1) / 2,); row
+    (N,): row in `stars`; source_id (N,) int64, ascending and unique; settings: what the sky was
+    asked to be.
     """
 
+    release: Release
     stars: dict
     templates: dict
     row: np.ndarray
@@ -81,7 +89,7 @@ class Sky:
 
 
 def read_stars(path):
-    """Everything in a star file: dict of per-star arrays, dict of templates (1485,), attributes."""
+    """Everything in a star file: dicts of per-star arrays and of templates, attributes."""
     with ShardReader(path) as reader:
         stars = {name: reader.read(name) for name in reader.columns if name not in TEMPLATES}
         return stars, {name: reader.read(name) for name in TEMPLATES}, dict(reader.attrs)
@@ -109,18 +117,18 @@ def choose_stars(source_id, n, seed):
     return row[order], new_id[order]
 
 
-def shard_ranges(source_id, n_shards):
-    """Cut ascending ids (N,) into at most n_shards HEALPix level-8 ranges of about equal counts.
+def shard_ranges(source_id, n_shards, release):
+    """Cut ascending ids (N,) into at most n_shards HEALPix ranges of about equal counts.
 
     Returns a list of (fid, first, stop): rows first..stop-1 have pixels within the inclusive range
-    named by fid. The ranges cover pixels 0..786431 and none is without stars.
+    named by fid. The ranges cover the sky and none is without stars.
     """
     if n_shards < 1:
         raise UsageError(f"--shards {n_shards}: at least 1 is needed")
-    pixel = source_id >> PIXEL_SHIFT
+    pixel = release.pixel(source_id)
     cuts = np.unique(pixel[np.arange(1, n_shards) * len(pixel) // n_shards])
     lower = np.concatenate([[0], cuts[cuts > pixel[0]]])
-    upper = np.append(lower[1:], N_PIXELS)
+    upper = np.append(lower[1:], 12 * 4**release.healpix_level)
     first = np.searchsorted(pixel, lower)
     stop = np.searchsorted(pixel, upper)
     return [
@@ -143,65 +151,71 @@ def is_done(path, sky):
     return True
 
 
-def write_columns(path, columns, sky):
-    first = next(iter(columns))
+def write_columns(path, kind, columns, sky):
+    """A file of a kind; columns {name: Column}, of which `source_id` gets the kind's own name."""
+    id_name = KINDS[kind].id_column(sky.release)
+    columns = {id_name if name == "source_id" else name: col for name, col in columns.items()}
     attrs = {"sky": json.dumps(sky.settings)}
-    n_rows = len(columns[first].values)
-    with ShardWriter(path, n_rows, first, sky.made_by, attrs) as writer:
+    with ShardWriter(path, len(columns[id_name].values), id_name, sky.made_by, attrs) as writer:
+        datasets = resolved(kind, Layout(sky.release)).only(columns)
+        writer.create_columns(datasets)
         for name, col in columns.items():
-            writer.create(
-                name, col.values.shape[1:], col.values.dtype, units=col.units,
-                description=col.text, origin=col.origin,
-            )  # fmt: skip
-            writer.write(name, 0, col.values)
+            writer.set_attributes(name, origin=col.origin, description=col.text)
+            if col.units:
+                writer.set_attributes(name, units=col.units)
+            writer.write(name, 0, col.values.astype(datasets[name].dtype))
+
+
+# Of the columns of a band: where they come from, and words.
+BAND_ORIGINS = {
+    "coefficients": ("derived", "from the published sampled spectrum"),
+    "coefficient_errors": ("synthetic", "modelled on the published errors"),
+    "coefficient_correlations": ("synthetic", "the same for every star"),
+    "n_parameters": ("real", "number of coefficients"),
+    "basis_function_id": ("real", "id of the basis"),
+    "standard_deviation": ("synthetic", "1: contained in the errors"),
+}
 
 
 def write_spectra(path, first, stop, sky):
     """XP shard of the sky's stars first..stop-1; correlations are expanded chunk by chunk."""
     attrs = {"sky": json.dumps(sky.settings)}
+    origins = {"source_id": ("real", id_column(sky.stars).text)}
+    origins |= {f"{band}_{name}": v for band in XP_BANDS for name, v in BAND_ORIGINS.items()}
     with ShardWriter(path, stop - first, "source_id", sky.made_by, attrs) as writer:
-        writer.create("source_id", (), "i8", description=id_column(sky.stars).text, origin="real")
-        for band in ("bp", "rp"):
-            create_band(writer, band)
+        datasets = resolved("xp", Layout(sky.release)).only(origins)
+        writer.create_columns(datasets, compress=True)
+        for name, (origin, text) in origins.items():
+            writer.set_attributes(name, origin=origin, description=text)
         for start in range(first, stop, N_XP_CHUNK):
             end = min(start + N_XP_CHUNK, stop)
-            rows = sky.row[start:end]
             writer.write("source_id", start - first, sky.source_id[start:end])
-            for band in ("bp", "rp"):
-                for name, values in band_values(sky, band, rows).items():
-                    writer.write(name, start - first, values)
-
-
-def create_band(writer, band):
-    text = {
-        "coefficients": ("f8", (55,), "derived", "from the published sampled spectrum"),
-        "coefficient_errors": ("f4", (55,), "synthetic", "modelled on the published errors"),
-        "coefficient_correlations": ("f4", (1485,), "synthetic", "the same for every star"),
-        "n_parameters": ("i2", (), "real", "number of coefficients"),
-        "standard_deviation": ("f4", (), "synthetic", "1: contained in the errors"),
-    }
-    for name, (dtype, tail, origin, words) in text.items():
-        writer.create(f"{band}_{name}", tail, dtype, description=words, origin=origin)
+            for band in XP_BANDS:
+                writer.write_table(band_values(sky, band, sky.row[start:end]), start=start - first)
 
 
 def band_values(sky, band, rows):
-    n = len(rows)
+    """{dataset: values} of a band of some rows of the star file: those of BAND_ORIGINS."""
+    n, of_release = len(rows), sky.release.spectra.bands[band]
     template = sky.templates[f"{band}_correlation_template"]
-    return {
-        f"{band}_coefficients": sky.stars[f"{band}_coefficients"][rows],
-        f"{band}_coefficient_errors": sky.stars[f"{band}_coefficient_errors"][rows],
-        f"{band}_coefficient_correlations": np.broadcast_to(template, (n, len(template))),
-        f"{band}_n_parameters": np.full(n, 55, "i2"),
-        f"{band}_standard_deviation": np.ones(n, "f4"),
+    values = {
+        "coefficients": sky.stars[f"{band}_coefficients"][rows],
+        "coefficient_errors": sky.stars[f"{band}_coefficient_errors"][rows],
+        "coefficient_correlations": np.broadcast_to(template, (n, len(template))),
+        "n_parameters": np.full(n, of_release.n_coefficients),
+        "basis_function_id": np.full(n, of_release.basis_id),
+        "standard_deviation": np.ones(n, "f4"),
     }
+    return {f"{band}_{name}": array for name, array in values.items()}
 
 
 def write_shard(out, fid, first, stop, sky):
     """Write the files of one range that are not there yet."""
     star = sky.part(first, stop)
-    seed = sky.settings["seed"]
+    seed, epoch = sky.settings["seed"], sky.release.reference_epoch
+    spectro = sky.settings["parallax"] == "spectro"
     make = {
-        "metadata": lambda: metadata_columns(star, sky.settings["parallax"] == "spectro", seed),
+        "metadata": lambda: metadata_columns(star, spectro, epoch, seed),
         "tmass": lambda: tmass_columns(star),
         "unwise": lambda: unwise_columns(star, seed),
         "reddening": lambda: reddening_columns(star),
@@ -214,7 +228,7 @@ def write_shard(out, fid, first, stop, sky):
     for kind, columns in make.items():
         path = shard_path(out, kind, fid)
         if not is_done(path, sky):
-            write_columns(path, columns(), sky)
+            write_columns(path, kind, columns(), sky)
 
 
 def detections(sky):
@@ -227,7 +241,7 @@ def detections(sky):
     for _, first, stop in sky.shards:
         star = sky.part(first, stop)
         columns = unwise_columns(star, seed)
-        rows = np.searchsorted(star["source_id"], columns["gdr3_source_id"].values)
+        rows = np.searchsorted(star["source_id"], columns["source_id"].values)
         rng = np.random.default_rng([seed, 2, int(star["source_id"][0])])
         east, north = TILE_POSITION_ERROR * rng.standard_normal((2, len(rows)))
         dec = star["dec"][rows] + north
@@ -239,7 +253,7 @@ def detections(sky):
 
 def unrelated_detections(ring, number, seed):
     """N_UNRELATED detections at random places of a tile, faint, some of them not primary."""
-    rng = np.random.default_rng([seed, 3, ring + N_PIXELS, number])
+    rng = np.random.default_rng([seed, 3, ring + RING_SEED, number])
     size = np.array([360 / ring_size(ring), RING_STEP])
     ra, dec = ((np.array([number, ring]) + rng.uniform(-0.5, 0.5, (N_UNRELATED, 2))) * size).T
     return {
@@ -270,32 +284,56 @@ def write_tiles(folder, sky):
             write_tile(folder, name, columns)
 
 
-def write_labels(path, sky):
+def write_labels(path, labels, sky):
     """training_params.h5: `Table.read(path, path="training_params")` reads it."""
-    if is_done(path, sky):
-        return
-    attrs = {"sky": json.dumps(sky.settings)}
+    settings = sky.settings | {"labels": labels.texts("name")}
+    with contextlib.suppress(UsageError):  # of other labels: made again
+        if is_done(path, dataclasses.replace(sky, settings=settings)):
+            return
+    try:
+        star = sky.part(0, len(sky.source_id))
+        table = label_table(star, labels, sky.release.id_column)
+    except ValueError as error:
+        raise UsageError(f"{sky.star_file}: {error}") from error
+    attrs = {"sky": json.dumps(settings)}
     with ShardWriter(path, len(sky.source_id), None, sky.made_by, attrs) as writer:
         writer.write_array(
             "training_params",
-            label_table(sky.part(0, len(sky.source_id))),
+            table,
             origin="real",
-            description="APOGEE DR17 Teff/1000 K, [Fe/H], log g; formal errors with 0.02 kK, "
-            "0.02 dex, 0.02 dex in quadrature",
+            description=f"APOGEE DR17 {labels.words}; formal errors, where given, with "
+            f"{LABEL_ERROR_FLOOR} in quadrature",
+            label_names=labels.texts("name"),
         )
+
+
+def require_spectra(args, stars, templates):
+    """UsageError where the star file's spectra are not of the release."""
+    release = args.release
+    if release.spectra.covariance != "correlations":
+        raise UsageError(f"{args.stars}: has correlations, {release.title} has covariances")
+    for band, one in release.spectra.bands.items():
+        found = len(templates[f"{band}_correlation_template"])
+        n = stars[f"{band}_coefficients"].shape[1]
+        if (n, found) != (one.n_coefficients, one.width("coefficient_correlations")):
+            raise UsageError(
+                f"{args.stars}: {n} coefficients and {found} correlations in {band}, expected "
+                f"{one.n_coefficients} of {release.title}"
+            )
 
 
 def plan_sky(args):
     """The Sky asked for on the command line; UsageError where --out holds other shards."""
     stars, templates, _ = read_stars(args.stars)
+    require_spectra(args, stars, templates)
     row, source_id = choose_stars(stars["source_id"], args.n, args.seed)
     settings = {
         "n": len(row), "seed": args.seed, "parallax": args.parallax, "shards": args.shards,
     }  # fmt: skip
     if args.tiles:
         settings["tiles"] = True
-    sky = Sky(stars, templates, row, source_id, settings, star_file=args.stars)
-    sky.shards = shard_ranges(source_id, args.shards)
+    sky = Sky(args.release, stars, templates, row, source_id, settings, star_file=args.stars)
+    sky.shards = shard_ranges(source_id, args.shards, args.release)
     expected = {fid for fid, _, _ in sky.shards}
     for kind in OUR_KINDS:
         folder = shard_path(args.out, kind, "0").parent
@@ -326,19 +364,36 @@ def parse_args(argv=None):
     parser.add_argument(
         "--tiles", action="store_true", help="write unWISE tiles in the place of unWISE shards"
     )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        default=DEFAULT_LABELS.texts("name"),
+        metavar="LABEL",
+        help="labels to write: columns of the star file (default: %(default)s)",
+    )
+    add_release_argument(parser)
     return parser.parse_args(argv)
+
+
+def parse_labels(names):
+    """The LabelSet of --labels; UsageError where a name is not known."""
+    try:
+        return LabelSet(map(parse_label, names))
+    except ValueError as error:
+        raise UsageError(f"--labels: {error}") from error
 
 
 @usage_exit
 def main(argv=None):
     args = parse_args(argv)
+    labels = parse_labels(args.labels)
     sky = plan_sky(args)
-    sky.made_by = provenance(Path(__file__).name, argv, [args.stars])
+    sky.made_by = provenance(Path(__file__).name, argv, [args.stars], args.release)
     for fid, first, stop in sky.shards:
         write_shard(args.out, fid, first, stop, sky)
     if args.tiles:
         write_tiles(args.out / TILE_FOLDER, sky)
-    write_labels(args.out / "training_params.h5", sky)
+    write_labels(args.out / "training_params.h5", labels, sky)
     print(f"{args.out}: {len(sky.source_id)} stars in {len(sky.shards)} shards")
     return 0
 

@@ -23,15 +23,16 @@ from astropy.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.build_sky import TILE_FOLDER
+from fitting.accuracy import accuracy, format_accuracy
+from fitting.catalogue import label_estimates
 from pipeline.errors import ShardError
 from pipeline.read import ShardReader, join_rows
 from pipeline.run import usage_exit
+from pipeline.schema import LabelSet, inferred_columns, load_release
 from pipeline.select import list_fids, shard_path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARAMETERS = {"Teff (K)": 1e3, "[Fe/H]": 1.0, "log g": 1.0}  # printed unit over the stored one
-LOGG_GIANT = 3.5
-CATALOGUE = ("gdr3_source_id", "stellar_params_est", "stellar_params_err", "quality_flags")
+ID = load_release().id_column
 
 
 def steps(run_dir, stars):
@@ -39,7 +40,7 @@ def steps(run_dir, stars):
     data, training, model = f"{run_dir}/data", f"{run_dir}/training_data.h5", f"{run_dir}/model"
     labels = f"{data}/training_params.h5"
     compile_data = ["compile_training_data.py", "--data-dir", data, "--stellar-params", labels]
-    train = ["train.py", "-i", training, "-o", model, "--recipe", "demo/recipe.json"]
+    train = ["train.py", "-i", training, "-o", model, "--recipe", "demo/recipe.toml"]
     tiles = f"{data}/{TILE_FOLDER}"
     # The demo's own reddening, from A_K, is better than this map and stays the one in use.
     bh = ["query_reddening_gaia.py", "--data-dir", data, "--maps", "bh"]
@@ -71,70 +72,35 @@ def run_step(command):
 
 
 def read_catalogue(data_dir):
-    """The columns CATALOGUE of all shards of step 10, concatenated."""
-    parts = []
+    """(columns of all shards of step 10, concatenated, the labels they are of)."""
+    parts, labels = [], None
     for fid in list_fids(data_dir, "opt_output"):
         with ShardReader(shard_path(data_dir, "opt_output", fid)) as reader:
-            parts.append(reader.read_table(CATALOGUE))
+            labels = LabelSet.from_json(reader.attrs["labels"])
+            names = [name for name in (ID, *inferred_columns(labels)) if "triu" not in name]
+            parts.append(reader.read_table(names))
     if not parts:
         raise ShardError(f"{shard_path(data_dir, 'opt_output', '*')}: no catalogue was written")
-    return {name: np.concatenate([part[name] for part in parts]) for name in CATALOGUE}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, labels
 
 
-def join_labels(catalogue, labels, ids):
-    """Estimates, their errors, labels and label errors, each (n,3), of the stars `ids`.
+def join_labels(catalogue, table, labels, ids):
+    """Estimates, their errors, labels and label errors, each (n, K), of the stars `ids`.
 
-    catalogue: dict of CATALOGUE; labels: table with gdr3_source_id, params_est, params_err.
+    catalogue: inferred columns; table: gdr3_source_id, params_est, params_err; labels: `LabelSet`.
     Raises ShardError where a star is not in both.
     """
-    in_catalogue = join_rows(ids, catalogue["gdr3_source_id"])
-    in_labels = join_rows(ids, np.asarray(labels["gdr3_source_id"]))
-    lost = (in_catalogue < 0) | (in_labels < 0)
+    in_catalogue = join_rows(ids, catalogue[ID])
+    in_table = join_rows(ids, np.asarray(table[ID]))
+    lost = (in_catalogue < 0) | (in_table < 0)
     if lost.any():
         raise ShardError(
             f"{lost.sum()} of {len(ids)} validation stars are not in both the catalogue and the "
             f"labels, the first is {ids[lost][0]}: the model was trained on another sky"
         )
-    estimates = (catalogue[f"stellar_params_{s}"][in_catalogue, :3] for s in ("est", "err"))
-    truth = (np.asarray(labels[f"params_{s}"])[in_labels] for s in ("est", "err"))
+    estimates = (part[in_catalogue] for part in label_estimates(catalogue, labels))
+    truth = (np.asarray(table[f"params_{s}"])[in_table] for s in ("est", "err"))
     return [np.asarray(part, np.float64) for part in (*estimates, *truth)]
-
-
-def robust_width(x):
-    """1.4826 times the median absolute deviation along axis 0: sigma for a Gaussian."""
-    return 1.4826 * np.median(np.abs(x - np.median(x, axis=0)), axis=0)
-
-
-def accuracy(estimate, error, label, label_error):
-    """Offset, robust scatter, pull width, fraction beyond 3 sigma: a (3,) array each.
-
-    All arguments (n,3). Offset: median of estimate - label. The pull is the difference over the
-    errors of both in quadrature.
-    """
-    difference = estimate - label
-    pull = difference / np.hypot(error, label_error)
-    beyond = np.mean(np.abs(pull) > 3, axis=0)
-    return np.median(difference, axis=0), robust_width(difference), robust_width(pull), beyond
-
-
-def accuracy_table(estimate, error, label, label_error):
-    """Lines of text: accuracy of all stars, giants, dwarfs; stars that are not finite left out."""
-    finite = np.isfinite(estimate).all(1) & np.isfinite(error).all(1)
-    giant = label[:, 2] < LOGG_GIANT
-    groups = {"all": finite, "giants": finite & giant, "dwarfs": finite & ~giant}
-    lines = ["stars       n  parameter   offset  scatter  pull width  beyond 3 sigma"]
-    for name, chosen in groups.items():
-        if not chosen.any():
-            continue
-        rows = accuracy(estimate[chosen], error[chosen], label[chosen], label_error[chosen])
-        for k, (parameter, unit) in enumerate(PARAMETERS.items()):
-            offset, scatter, width, beyond = (row[k] for row in rows)
-            digits = 1 if unit > 1 else 3
-            lines.append(
-                f"{name:7s} {chosen.sum():5d}  {parameter:9s} {offset * unit:8.{digits}f} "
-                f"{scatter * unit:8.{digits}f} {width:11.2f} {beyond:15.1%}"
-            )
-    return lines
 
 
 def completeness(catalogue):
@@ -150,14 +116,15 @@ def completeness(catalogue):
 def report(run_dir):
     """Print the accuracy on the validation stars and the figures; the exit status."""
     data = run_dir / "data"
-    catalogue = read_catalogue(data)
-    labels = Table.read(data / "training_params.h5", path="training_params")
+    catalogue, labels = read_catalogue(data)
+    table = Table.read(data / "training_params.h5", path="training_params")
     ids = np.loadtxt(run_dir / "model" / "validation_ids.txt", dtype=np.int64, ndmin=1)
     line, lost = completeness(catalogue)
     print(f"\n{line}")
+    scores = accuracy(*join_labels(catalogue, table, labels, ids), labels)
     print(f"\nInferred - APOGEE for the {len(ids)} validation stars (labels hidden; the parallaxes")
     print("are spectro-photometric with 20% errors, not Gaia's; W1, W2 are synthetic):\n")
-    print("\n".join(accuracy_table(*join_labels(catalogue, labels, ids))))
+    print(format_accuracy(scores, labels))
     figures = sorted(run_dir.rglob("*.png"))
     if figures:
         print("\nFigures to look at:")

@@ -1,28 +1,32 @@
 """The posterior of every star: estimates and errors, second modes, the direct estimate pooled in.
 
-`StarSolver` finds the maximum and the curvature there; what the catalogue says of a star is made of
+The solver finds the maximum and the curvature there; what the catalogue says of a star is made of
 these here. Arrays in, arrays out.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit, ndtri
 
-from fitting.star_solver import LN_E, LN_PLX, LOWER, N_PAR, UPPER, XI, Solution
+from fitting.coordinates import Coordinates
 
-# Order of `stellar_params_est`: Teff (kK), [Fe/H], log g, E, parallax (mas), xi.
-PARAMETER_NAMES = ("teff", "feh", "logg", "E", "plx", "xi")
-_FROM_U = np.array([0, 1, 2, LN_E, LN_PLX, XI])
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A Gaussian in the coordinates u of each of N stars: mean (N, n), precision (N, n, n), both
+    float64; NaN in a precision where nothing is known."""
+
+    mean: np.ndarray
+    precision: np.ndarray
 
 
 @dataclass
 class Estimates:
-    """Parameters in physical units, in the order of PARAMETER_NAMES, float64.
+    """Parameters in physical units, in the order of `LabelSet.parameters`, float64.
 
-    est, err (N, 6); cov, icov (N, 6, 6); NaN in all of them for a star without a solution or
-    whose curvature is not positive definite.
+    est, err (N, n); cov, icov (N, n, n); NaN in all of them for a star without a solution or whose
+    precision is not positive definite.
     """
 
     est: np.ndarray
@@ -31,24 +35,23 @@ class Estimates:
     icov: np.ndarray
 
 
-def physical(u, flux_model):
-    """Parameters (..., 6) float64, in the order of PARAMETER_NAMES, of coordinates u (..., 6)."""
-    out = u.astype("f8")[..., _FROM_U]
-    out[..., :3] = (
-        out[..., :3] * flux_model.theta_scale.numpy().astype("f8") + flux_model.theta_mean.numpy()
-    )
-    out[..., 3:5] = np.exp(out[..., 3:5])
+def physical(u, model):
+    """Parameters (..., n) float64 of coordinates u (..., n) under a `StellarModel`."""
+    at = model.coordinates
+    out = np.array(u, "f8")
+    out[..., at.z] = model.theta(out[..., at.z])
+    out[..., at.logarithms] = np.exp(out[..., at.logarithms])
     return out
 
 
-def estimates(solution, model):
-    """`Estimates` from a `Solution`: the covariance is the inverse of its Hessian, carried from u
-    to physical units to first order."""
-    est = physical(solution.u, model.flux)
+def estimates(gaussian, model):
+    """`Estimates` from a `Gaussian`, carried from u to physical units to first order."""
+    at = model.coordinates
+    est = physical(gaussian.mean, model)
     slope = np.ones_like(est)  # d est / d u
-    slope[:, :3], slope[:, 3:5] = model.flux.theta_scale.numpy(), est[:, 3:5]
-    icov = solution.hessian.astype("f8")[:, _FROM_U][:, :, _FROM_U]
-    icov = icov / (slope[:, :, None] * slope[:, None])
+    slope[:, at.z] = model.label_scale[model.is_forward]
+    slope[:, at.logarithms] = est[:, at.logarithms]
+    icov = gaussian.precision / (slope[:, :, None] * slope[:, None])
     cov = inverse_or_nan(icov)
     bad = ~np.isfinite(cov).all((1, 2))
     est[bad], icov[bad] = np.nan, np.nan
@@ -71,54 +74,67 @@ def inverse_or_nan(matrices):
 # --------------------------------------------------- what the curvature at the maximum cannot tell
 
 
-CURVATURE_ALONE = np.ones((2, N_PAR))  # error factors that leave the curvature's errors alone
 LEAST_LN_EVIDENCE = -10.0  # of a second mode, curvature aside: one below is as none
 COVERAGE = (0.68, 0.95)  # shares of the truths that the errors are to hold
 MOST_OVER = 1.035  # times what the first needs: then 69.7% are inside
+POOL_NU = 7.0  # degrees of freedom of the labels' errors, when the pool's weights are fitted
 
 
-def widened(best, second, useful_parallax, error_factors):
-    """`Solution` of N stars: best, with the Hessian of the errors that the catalogue gives them.
+@dataclass(frozen=True)
+class ErrorModel:
+    """What makes honest errors of the curvature.
 
-    The covariance becomes the second moment, about the maximum, of the two modes best and second
-    in the proportion of their evidences (Laplace's approximation). Then each parameter's error is
-    multiplied by a factor: error_factors (2, 6), in the order of PARAMETER_NAMES, are for stars
-    where useful_parallax (N,) holds, and for others. A star without proper curvature remains so.
+    factors (2, n): of each parameter's error, for stars with a useful parallax and for others;
+    pool_weights (2,): of the forward model and the direct estimate in `pool`.
     """
-    of_u = np.asarray(error_factors, "f8")[:, np.argsort(_FROM_U)]
-    factor = np.where(useful_parallax[:, None], *of_u)
-    hessian = _with_second_mode(best, second) / (factor[:, :, None] * factor[:, None])
-    return dataclasses.replace(best, hessian=hessian)
+
+    factors: np.ndarray
+    pool_weights: np.ndarray
+
+    @classmethod
+    def curvature_alone(cls, n_parameters):
+        """The errors of the curvature as they are, of the forward model alone."""
+        return cls(np.ones((2, n_parameters)), np.array([1.0, 0.0]))
 
 
-def _with_second_mode(best, second):
-    """The inverse (N, 6, 6) of the second moment of both modes about the best."""
-    hessian = best.hessian.astype("f8")
-    first, other = (inverse_or_nan(s.hessian.astype("f8")) for s in (best, second))
-    rows = np.flatnonzero(np.isfinite(first).all((1, 2)) & np.isfinite(other).all((1, 2)))
-    rows = rows[best.phi[rows] - second.phi[rows] > LEAST_LN_EVIDENCE]
-    first, other = first[rows], other[rows]
-    ln_ratio = (
-        best.phi[rows]
-        - second.phi[rows]
-        + 0.5 * (np.linalg.slogdet(other)[1] - np.linalg.slogdet(first)[1])
-    )
-    share = expit(ln_ratio)[:, None, None]  # of the second mode
-    away = (second.u[rows] - best.u[rows]).astype("f8")
-    # E and parallax are exponentials of their coordinates: to first order about the best, as
+def widened(first, second, ln_ratio, useful_parallax, factors):
+    """The `Gaussian` of N stars whose covariance is the second moment, about the maximum, of two
+    modes in the proportion of their evidences (Laplace's approximation), times factors.
+
+    first, second: `Gaussian`s of the modes, the second NaN where there is none; ln_ratio (N,): ln
+    posterior of the second relative to the first; factors (2, n): see `ErrorModel`, for stars where
+    useful_parallax (N,) holds, and for others. A star without proper precision remains so.
+    """
+    factor = np.where(useful_parallax[:, None], *np.asarray(factors, "f8"))
+    precision = _with_second_mode(first, second, ln_ratio)
+    return Gaussian(first.mean, precision / (factor[:, :, None] * factor[:, None]))
+
+
+def _with_second_mode(first, second, ln_ratio):
+    """The inverse (N, n, n) of the second moment of both modes about the first."""
+    logs = Coordinates(first.mean.shape[1] - 3).logarithms
+    precision = first.precision.copy()
+    cov, other = inverse_or_nan(first.precision), inverse_or_nan(second.precision)
+    rows = np.flatnonzero(np.isfinite(cov).all((1, 2)) & np.isfinite(other).all((1, 2)))
+    rows = rows[ln_ratio[rows] > LEAST_LN_EVIDENCE]
+    cov, other = cov[rows], other[rows]
+    ln_share = ln_ratio[rows] + 0.5 * (np.linalg.slogdet(other)[1] - np.linalg.slogdet(cov)[1])
+    share = expit(ln_share)[:, None, None]  # of the second mode
+    away = second.mean[rows] - first.mean[rows]
+    # E and parallax are exponentials of their coordinates: to first order about the first, as
     # `estimates` has them, this is how far away, and how uncertain, they are in the second mode.
     stretch = np.ones_like(away)
-    stretch[:, [LN_E, LN_PLX]] = np.exp(away[:, [LN_E, LN_PLX]])
-    away[:, [LN_E, LN_PLX]] = stretch[:, [LN_E, LN_PLX]] - 1.0
+    stretch[:, logs] = np.exp(away[:, logs])
+    away[:, logs] = stretch[:, logs] - 1.0
     other = other * stretch[:, :, None] * stretch[:, None]
-    moment = (1 - share) * first + share * (other + away[:, :, None] * away[:, None])
+    moment = (1 - share) * cov + share * (other + away[:, :, None] * away[:, None])
     found = inverse_or_nan(moment)
     proper = np.isfinite(found).all((1, 2))
-    hessian[rows[proper]] = found[proper]
-    return hessian
+    precision[rows[proper]] = found[proper]
+    return precision
 
 
-def needed_error_factors(est, err, truth):
+def needed_factors(est, err, truth):
     """The factors (k,) by which errors err (N, k) should be larger for the truths to be within them
     as often as they claim: the geometric mean of what 68% and 95% need, but at most MOST_OVER times
     what 68% need, where tails are too heavy for both. 1 where no star has an answer."""
@@ -133,49 +149,45 @@ def needed_error_factors(est, err, truth):
 # ------------------------------------------------------------- the direct estimate and the model's
 
 
-MODEL_ALONE = np.array([1.0, 0.0])  # pool weights that leave the forward model's posterior alone
-POOL_NU = 7.0  # of the labels' errors, when the weights are fitted
-
-
-def pool(solution, z, sigma, weights):
-    """`Solution` of N stars with the direct estimate z, sigma (N, 3) of their types pooled in.
+def pool(gaussian, z, sigma, weights):
+    """The `Gaussian` of N stars with the direct estimate z, sigma (N, K) of their types pooled in.
 
     The type's posterior is the logarithmic pool (Genest & Zidek 1986, Statistical Science 1, 114)
     of the forward model's, dust and the rest marginalised, and of the direct estimate: precision
     a P + b diag(1/sigma^2), weights (a, b). Both come from the same fluxes, so a + b is near 1, not
     2. Dust, parallax and xi given the type are the forward model's: E and parallax follow the type
     linearly (but stay positive) and keep their errors given the type, as the covariance describes
-    them. phi, chi2 and converged remain those of the forward model's maximum. A star without proper
-    curvature stays as it is.
+    them. A star without proper precision stays as it is.
     """
-    out = Solution(*(value.copy() for value in vars(solution).values()))
-    hessian = solution.hessian.astype("f8")
+    k = z.shape[1]
+    at = Coordinates(k)
+    mean, precision = gaussian.mean.copy(), gaussian.precision.copy()
     rows = np.flatnonzero(
-        np.isfinite(inverse_or_nan(hessian)).all((1, 2))
+        np.isfinite(inverse_or_nan(precision)).all((1, 2))
         & np.isfinite(z).all(1)
         & np.isfinite(sigma).all(1)
     )
-    hessian, first = hessian[rows], solution.u[rows].astype("f8")
-    to_rest = np.linalg.solve(hessian[:, 3:, 3:], hessian[:, 3:, :3])  # of the rest with z
-    own = hessian[:, :3, :3] - hessian[:, :3, 3:] @ to_rest
+    whole, first = precision[rows], mean[rows]
+    to_rest = np.linalg.solve(whole[:, k:, k:], whole[:, k:, :k])  # of the rest with z
+    own = whole[:, :k, :k] - whole[:, :k, k:] @ to_rest
     extra = weights[1] / sigma[rows].astype("f8") ** 2
-    pooled = weights[0] * own + extra[:, :, None] * np.eye(3)
-    step = np.linalg.solve(pooled, (extra * (z[rows] - first[:, :3]))[:, :, None])
+    pooled = weights[0] * own + extra[:, :, None] * np.eye(k)
+    step = np.linalg.solve(pooled, (extra * (z[rows] - first[:, :k]))[:, :, None])
     move = np.concatenate([step, -to_rest @ step], 1)[:, :, 0]
-    soft = move[:, [LN_E, LN_PLX]]
-    move[:, [LN_E, LN_PLX]] = np.where(soft > 0, np.log1p(np.maximum(soft, 0)), soft)
-    out.u[rows] = np.clip(first + move, LOWER, UPPER)
-    out.hessian[rows, :3, :3] += pooled - own
+    soft = move[:, at.logarithms]
+    move[:, at.logarithms] = np.where(soft > 0, np.log1p(np.maximum(soft, 0)), soft)
+    mean[rows] = at.clip(first + move)
+    precision[rows, :k, :k] += pooled - own
     grown = np.ones_like(first)
-    grown[:, [LN_E, LN_PLX]] = np.exp((out.u[rows] - first)[:, [LN_E, LN_PLX]])
-    out.hessian[rows] *= grown[:, :, None] * grown[:, None]
-    return out
+    grown[:, at.logarithms] = np.exp((mean[rows] - first)[:, at.logarithms])
+    precision[rows] *= grown[:, :, None] * grown[:, None]
+    return Gaussian(mean, precision)
 
 
-def pool_loss(solution, z):
-    """-ln p of labels z (N, 3) under the pooled `solution`, Student-t, mean over stars and labels,
-    up to a constant; stars without proper curvature are left out."""
-    cov = inverse_or_nan(solution.hessian.astype("f8"))[:, :3, :3]
-    variance = np.einsum("nii->ni", cov)
-    off2 = (solution.u[:, :3] - z) ** 2 / variance
+def pool_loss(gaussian, z):
+    """-ln p of types z (N, K) under a pooled `Gaussian`, Student-t, mean over stars and labels, up
+    to a constant; stars without proper precision are left out."""
+    k = z.shape[1]
+    variance = np.einsum("nii->ni", inverse_or_nan(gaussian.precision)[:, :k, :k])
+    off2 = (gaussian.mean[:, :k] - z) ** 2 / variance
     return np.nanmean(0.5 * np.log(variance) + 0.5 * (POOL_NU + 1) * np.log1p(off2 / POOL_NU))

@@ -11,34 +11,36 @@
 
 import numpy as np
 
-from fitting.star_solver import LN_E, LN_PLX, LOWER, N_PAR, UPPER, XI, Z
-from model import MIN_FLUX_SIGMAS, ln_flux_data
+from fitting.observed import MIN_FLUX_SIGMAS, ln_flux_data
 
 MAX_EXT = 1.5
-PLX_ERROR = 0.2  # of the observed parallax
+PARALLAX_ERROR = 0.2  # of the observed parallax
+HOST_ERROR = 0.01  # relative, of a flux whose brightness alone is asked for
 BATCH = 500  # noise matrices at a time
 
 
 def simulate(model, hosts, n, with_parallax, rng):
-    """(table of `catalogue.OBSERVED`, true u (n, 6)) of simulated stars.
+    """(table of the datasets `observed.OBSERVED`, true u (n, P)) of simulated stars.
 
-    model: `model.StellarModel`. hosts: flux and flux_err (N, 66) of real stars, which lend errors,
+    model: a `StellarModel`. hosts: flux and flux_err (N, n_wl) of real stars, which lend errors,
     missing bands and brightness.
     """
+    at, channels = model.coordinates, model.channels
     rows = rng.integers(len(hosts["flux"]), size=n)
-    host = ln_flux_data(hosts["flux"][rows], hosts["flux_err"][rows])
-    u = np.zeros((n, N_PAR), "f4")
-    u[:, Z] = np.clip(model.prior.sample(n, rng), LOWER[Z], UPPER[Z])
-    u[:, XI] = rng.normal(size=n)
+    host = ln_flux_data(hosts["flux"][rows], hosts["flux_err"][rows], channels)
+    u = np.zeros((n, len(at)), "f4")
+    u[:, at.z] = np.clip(model.prior.sample(n, rng), at.lower[at.z], at.upper[at.z])
+    u[:, at.xi] = rng.normal(size=n)
     ext = rng.uniform(0, MAX_EXT, n).astype("f4")
-    u[:, LN_E] = np.log(ext)
-    mean = model.flux.ln_flux(u[:, Z]) - ext[:, None] * model.flux.ext_curve(u[:, XI])[0]
+    u[:, at.ln_ext] = np.log(ext)
+    mean = model.flux.ln_flux(u[:, at.z]) - ext[:, None] * model.flux.ext_curve(u[:, at.xi])[0]
     mean = mean.numpy()
     # ln parallax such that the brightness is the host's, so that the noise is what it says.
-    apparent = ln_flux_data(np.exp(mean), np.where(host.used > 0, 0.01, np.inf) * np.exp(mean))
-    u[:, LN_PLX] = 0.5 * (host.features[:, 0] - apparent.features[:, 0])
-    y = mean + 2 * u[:, LN_PLX, None]
-    y = y + ln_flux_noise(model.noise, u[:, Z], ext, host.rel_err, host.features, rng)
+    apparent_err = np.where(host.used > 0, HOST_ERROR, np.inf) * np.exp(mean)
+    apparent = ln_flux_data(np.exp(mean), apparent_err, channels)
+    u[:, at.ln_plx] = 0.5 * (host.features[:, 0] - apparent.features[:, 0])
+    y = mean + 2 * u[:, at.ln_plx, None]
+    y = y + ln_flux_noise(model.noise, u[:, at.z], ext, host.rel_err, host.features, rng)
     rel_err = np.minimum(host.rel_err, 1 / MIN_FLUX_SIGMAS)
     table = {
         "flux": np.where(host.used > 0, np.exp(y), 0.0),
@@ -47,24 +49,24 @@ def simulate(model, hosts, n, with_parallax, rng):
         "plx_err": np.full(n, np.nan),
     }
     if with_parallax:
-        table["plx"] = np.exp(u[:, LN_PLX]) / parallax_ratio(n, rng)
-        table["plx_err"] = PLX_ERROR * table["plx"]
+        table["plx"] = np.exp(u[:, at.ln_plx]) / parallax_ratio(n, rng)
+        table["plx_err"] = PARALLAX_ERROR * table["plx"]
     return {name: value.astype("f4") for name, value in table.items()}, u
 
 
 def parallax_ratio(n, rng):
-    """True over observed parallax (n,), for an error of PLX_ERROR times the observed one and a
-    prior flat in ln parallax: density exp(-(1 - t)^2 / 2 PLX_ERROR^2) / t, by rejection."""
+    """True over observed parallax (n,), for an error of PARALLAX_ERROR times the observed one and a
+    prior flat in ln parallax: density exp(-(1 - t)^2 / 2 PARALLAX_ERROR^2) / t, by rejection."""
     out = np.empty(0)
     while len(out) < n:
-        t = 1 + PLX_ERROR * rng.normal(size=4 * n)
-        t = t[t > PLX_ERROR]
-        out = np.concatenate([out, t[rng.random(len(t)) < PLX_ERROR / t]])
+        t = 1 + PARALLAX_ERROR * rng.normal(size=4 * n)
+        t = t[t > PARALLAX_ERROR]
+        out = np.concatenate([out, t[rng.random(len(t)) < PARALLAX_ERROR / t]])
     return out[:n]
 
 
 def ln_flux_noise(noise, z, ext, rel_err, features, rng):
-    """Draws of the noise of ln flux (N, 66) at the true stars."""
+    """Draws of the noise of ln flux (N, n_wl) at the true stars."""
     nu = float(noise.nu)
     out = np.empty_like(rel_err)
     for k in range(0, len(z), BATCH):

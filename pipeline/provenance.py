@@ -17,6 +17,7 @@ import h5py
 
 from pipeline.errors import ShardError
 from pipeline.read import HDF5_ERRORS, check_whole
+from pipeline.schema import FILES, KINDS
 
 MOST_INPUTS = 64  # named one by one in an output; more are named by folder
 PACKAGES = ("numpy", "scipy", "h5py", "astropy", "tensorflow")
@@ -121,8 +122,9 @@ class State:
     reason: str = ""
 
 
-def output_state(path, inputs=()) -> State:
-    """State of an output made from the files `inputs`.
+def output_state(path, inputs=(), kind=None) -> State:
+    """State of an output made from the files `inputs`; kind: a key of `schema.FILES`, by default
+    that of the folder it is in.
 
     ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: an input's identity, or the
     set of inputs, is not the recorded one. Raises ShardError where an input does not exist.
@@ -133,6 +135,11 @@ def output_state(path, inputs=()) -> State:
         attrs = check_whole(path)
     except ShardError as error:
         return State(Status.PARTIAL, str(error))
+    if kind is None:
+        folder = Path(path).parent.name
+        kind = next((name for name, one in KINDS.items() if one.folder == folder), None)
+    if kind is not None and attrs.get("format", 1) != FILES[kind].format:
+        return State(Status.STALE, "made by another version of the script")
     recorded = {(e["name"], e["identity"]) for e in json.loads(attrs.get("inputs", "[]"))}
     now = {(e["name"], e["identity"]) for e in _input_entries(inputs)}
     if recorded == now:

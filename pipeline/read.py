@@ -113,8 +113,13 @@ class ShardReader:
         if not len(rows):
             return self.read(name, 0, 0)
         groups = np.split(rows, np.flatnonzero(np.diff(rows) > MOST_GAP) + 1)
-        parts = [self.read(name, int(g[0]), int(g[-1]) + 1)[g - g[0]] for g in groups]
+        parts = [self._read_group(name, group) for group in groups]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _read_group(self, name, rows):
+        first, last = int(rows[0]), int(rows[-1])
+        part = self.read(name, first, last + 1)
+        return part if len(rows) == last - first + 1 else part[rows - first]
 
     def attributes(self, name) -> dict:
         """Attributes of a dataset."""
@@ -138,9 +143,10 @@ class ShardReader:
     def check(self, datasets):
         """ShardError where a dataset is not as declared.
 
-        datasets: {name: `schema.Dataset`} of a kind of file. Those that are optional, or of a file
-        that others made and that are not there, are passed over: reading them says what is missing.
+        datasets: `schema.Datasets` of a kind of file. Those that are optional, or of a file that
+        others made and that are not there, are passed over: reading them says what is missing.
         """
+        self._check_format(datasets.format)
         for name, data in datasets.items():
             if name not in self._shapes:
                 if data.optional or "script" not in self.attrs:
@@ -153,6 +159,14 @@ class ShardReader:
                     f"{data.dtype} and {data.shape}: make or fetch the file again"
                 )
             self._check_unit(name, data.attributes.get("units"))
+
+    def _check_format(self, expected):
+        found = self.attrs.get("format", 1)
+        if "script" in self.attrs and found != expected:
+            raise ShardError(
+                f"{self.path}: made by another version of {self.attrs['script']} (format {found}, "
+                f"now {expected}): make it again with that script and --overwrite"
+            )
 
     def _check_unit(self, name, expected):
         found = self._items[name].attrs.get("units")
@@ -199,6 +213,12 @@ def check_whole(path) -> dict:
             if id_hash(reader.read(column)) != attrs.get("sourceid_hash"):
                 raise ShardError(f"{path}: {column} differs from its recorded hash")
     return attrs
+
+
+def read_arrays(path):
+    """({name: array}, attributes) of a file of arrays, as `write_arrays` makes it."""
+    with ShardReader(path) as reader:
+        return {name: reader.read(name) for name in reader.columns}, reader.attrs
 
 
 def require_unique(ids, what):
@@ -251,10 +271,16 @@ def open_shard(data_dir, kind, fid, release) -> ShardReader:
     return reader
 
 
+def _declared(kind, names, release):
+    """The `schema.Datasets` of the columns of `Needs`."""
+    datasets = resolved(kind, Layout(release))
+    return datasets.only([n for n in (*names.required, *names.optional) if n in datasets])
+
+
 def _joined_table(data_dir, fid, kind, names, ids, release) -> dict:
     """Small columns of a kind in the order of `ids`; `matched` tells which have a row."""
     with open_shard(data_dir, kind, fid, release) as reader:
-        reader.check(resolved(kind, Layout(release)))
+        reader.check(_declared(kind, names, release))
         index = join_rows(ids, reader.source_id())
         table = reader.read_table(names.required, optional=names.optional)
     return {**take_rows(table, index), "matched": index >= 0}
@@ -279,7 +305,7 @@ def aligned_chunks(data_dir, fid, needs: dict, release, wanted_rows=None, chunk_
     column. Raises ShardError for every fault of a file.
     """
     with open_shard(data_dir, "xp", fid, release) as reader:
-        reader.check(resolved("xp", Layout(release)))
+        reader.check(_declared("xp", needs["xp"], release))
         ids = reader.source_id()
         wanted = np.arange(len(ids)) if wanted_rows is None else np.unique(wanted_rows)
         joined = {

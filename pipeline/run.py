@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import Status, output_state, project_version
+from pipeline.read import ShardReader
 from pipeline.select import chosen_partition
 
 
@@ -56,17 +57,26 @@ def progress(items, words, unit="shard", total=None):
 
 
 @contextlib.contextmanager
-def collect_failure(fid, failed: dict, log):
+def collect_failure(fid, failed: dict, log, fatal=()):
     """Log an exception of the `with` block and put its reason into failed[fid]; go on after it.
 
-    The traceback goes to the log file only.
+    fatal: exceptions that are raised. The traceback goes to the log file only.
     """
     try:
         yield
+    except fatal:
+        raise
     except Exception as error:
         failed[fid] = str(error) if isinstance(error, ShardError) else repr(error)
         log.error("%s: failed: %s", fid, failed[fid])
         log.info("traceback of %s", fid, exc_info=True)
+
+
+def _require_release(output, args):
+    """ShardError where a finished output is of another data release than the run's."""
+    if getattr(args, "release", None) is not None:
+        with ShardReader(output) as reader:
+            reader.require_release(args.release)
 
 
 def _run_one(fid, args, inputs_of, output_of, process, log) -> tuple[str, dict]:
@@ -75,6 +85,7 @@ def _run_one(fid, args, inputs_of, output_of, process, log) -> tuple[str, dict]:
     if not args.overwrite:
         state = output_state(output, inputs_of(fid))
         if state.status is Status.COMPLETE:
+            _require_release(output, args)
             return "already complete", {}
         if state.status is not Status.ABSENT:
             log.warning("%s: %s output is made again: %s", fid, state.status.value, state.reason)
@@ -113,8 +124,8 @@ def run_shards(
     output and may return counters {name: number}, which are logged and summed. Outcomes of a
     shard: already complete (skipped unless args.overwrite); absent, partial or stale (made, the
     last two with a warning that tells why); failed (any exception: logged with its traceback in
-    the log file; the others go on). Returns 0 where all are done, 1 where some failed, 130 where
-    interrupted from the keyboard.
+    the log file; the others go on). A UsageError, with which no shard can be made, ends the run.
+    Returns 0 where all are done, 1 where some failed, 130 where interrupted from the keyboard.
 
     jobs: shards handled at once, in threads (for work that waits); `process` must then allow it,
     and `on_interrupt()` is to make the calls of `process` that are under way return soon.
@@ -124,7 +135,7 @@ def run_shards(
     outcomes, totals, failed = Counter(), Counter(), {}
 
     def work(fid):
-        with collect_failure(fid, failed, log):
+        with collect_failure(fid, failed, log, fatal=UsageError):
             return _run_one(fid, args, inputs_of, output_of, process, log)
         return None
 

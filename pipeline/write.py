@@ -36,6 +36,14 @@ def _storable(values) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def _is_noise(dtype, shape_tail) -> bool:
+    """Whether the rows are arrays of floats, such as spectra and their errors.
+
+    Compression saves 15 to 25% of them, and takes longer than it takes to compute them.
+    """
+    return bool(shape_tail) and np.dtype(dtype).kind == "f"
+
+
 def _remove_dead_temporaries(path: Path) -> None:
     """Remove what killed runs left beside `path`: their process is gone, or a day has passed.
 
@@ -132,15 +140,24 @@ class ShardWriter:
             ) from error
 
     def create(self, name, shape_tail=(), dtype="f4", units=None, description=None, **attrs):
-        """Create a dataset of shape (n_rows, *shape_tail), chunked, compressed, with checksum."""
-        self._create(name, (self.n_rows, *shape_tail), dtype, rows=True)
+        """Create a dataset of shape (n_rows, *shape_tail), chunked, with checksum.
+
+        It is compressed, unless its rows are arrays of floats.
+        """
+        compress = not _is_noise(dtype, shape_tail)
+        self._create(name, (self.n_rows, *shape_tail), dtype, rows=True, compress=compress)
         described = {"units": units, "description": description, **attrs}
         self.set_attributes(name, **{k: v for k, v in described.items() if v is not None})
 
-    def create_columns(self, datasets: dict):
-        """Create the datasets of a kind of file, {name: `schema.Dataset`}, and allow no others."""
+    def create_columns(self, datasets: dict, compress=False):
+        """Create the datasets of a kind of file (`schema.Datasets`), and allow no others.
+
+        compress: also those whose rows are arrays of floats.
+        """
+        self._attrs |= {"kind": datasets.kind, "format": datasets.format}
         for data in datasets.values():
-            self._create(data.name, (self.n_rows, *data.shape), data.dtype, rows=True)
+            pays = compress or not _is_noise(data.dtype, data.shape)
+            self._create(data.name, (self.n_rows, *data.shape), data.dtype, True, pays)
             self.set_attributes(data.name, **data.attributes)
         self._declared = True
 
@@ -196,7 +213,7 @@ class ShardWriter:
             raise ShardError(f"{self.path}: {name} holds {dtype}, given {array.dtype}")
         return array.astype(dtype, copy=False)
 
-    def _create(self, name, shape, dtype, rows) -> _Column:
+    def _create(self, name, shape, dtype, rows, compress=True) -> _Column:
         if name in self._columns:
             raise ShardError(f"{self.path}: dataset {name} is created twice")
         dtype = np.dtype(dtype)
@@ -204,8 +221,9 @@ class ShardWriter:
         if shape and min(shape) > 0:  # neither scalars nor empty datasets can be chunked
             row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:])))
             chunk_rows = min(shape[0], max(1, CHUNK_BYTES // row_bytes))
-            filters = {"chunks": (chunk_rows, *shape[1:]), "shuffle": True, "fletcher32": True}
-            filters |= {"compression": "gzip", "compression_opts": 1}
+            filters = {"chunks": (chunk_rows, *shape[1:]), "fletcher32": True}
+            if compress:
+                filters |= {"shuffle": True, "compression": "gzip", "compression_opts": 1}
         dataset = self._file.create_dataset(name, shape=shape, dtype=dtype, **filters)
         written = np.zeros(shape[0], bool) if rows else None
         column = _Column(dataset, written, hashlib.blake2b(digest_size=20))
@@ -254,6 +272,13 @@ class ShardWriter:
         os.replace(self._temporary, self.path)
         with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
             _sync(self.path.parent)
+
+
+def write_arrays(path, arrays, made_by, **attrs):
+    """An HDF5 file of arrays, {name: array}, written whole or not at all."""
+    with ShardWriter(path, None, None, made_by, attrs) as writer:
+        for name, array in arrays.items():
+            writer.write_array(name, array)
 
 
 def write_text(path, text: str) -> None:

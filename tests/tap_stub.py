@@ -1,6 +1,6 @@
 """A tiny TAP service that misbehaves when told to. For faults only: a real server is in services/.
 
-It understands no ADQL beyond the names of the columns asked for and BETWEEN or IN on source_id.
+It understands no ADQL beyond the names of tables and columns, and BETWEEN or IN on ids.
 """
 
 import gzip
@@ -28,14 +28,20 @@ HTML = b"<!DOCTYPE html><html><head><style>p {}</style></head><body>Maintenance<
 class TapStub:
     """`with TapStub(table) as stub:` serves {column: (n,) array} at stub.url.
 
+    The columns are those of the answers, of which `source_id` has the ids. schema: {table: names of
+    its columns}, for TAP_SCHEMA; a query for another column, or another table, is refused. None:
+    nothing is in TAP_SCHEMA, and nothing refused.
+
     faults: {request: [fault, ...]}, each used up by one request of that kind (submit, start,
-    phase, result, error, delete, login). Faults: an HTTP status, "reset", "silent", "html",
+    phase, result, error, delete, login; those about TAP_SCHEMA are "schema submit" and so on, their
+    queries are in `schema_queries`). Faults: an HTTP status, "reset", "silent", "html",
     "error document", "cut", "overflow", or a number of rows to lose ("lose 3").
     phases: of the jobs in their order; the last phase of a list stays, as does the last list.
     """
 
-    def __init__(self, table, phases=(("EXECUTING", "COMPLETED"),), user=None):
+    def __init__(self, table, phases=(("EXECUTING", "COMPLETED"),), user=None, schema=None):
         self.table, self.phases, self.user = table, [list(p) for p in phases], user
+        self.schema, self.schema_queries, self.list_as = schema, [], str
         self.faults, self.requests, self.queries, self.forms = {}, [], [], []
         self.jobs, self.deleted, self.running, self.most = {}, [], set(), 0
         self.session, self.deny_tap_plus = "one", False
@@ -56,6 +62,25 @@ class TapStub:
     def count(self, request):
         return self.requests.count(request)
 
+    def refusal(self, query):
+        """Why a query cannot be asked, or ""."""
+        if self.schema is None or "TAP_SCHEMA" in query:
+            return ""
+        tables = {alias: name for name, alias in re.findall(r"(?:FROM|JOIN) (\S+) AS (\w+)", query)}
+        unknown = [name for name in tables.values() if name not in self.schema]
+        if unknown:
+            return f"no table {unknown[0]}"
+        for alias, column in re.findall(r"\b(\w+)\.(\w+)", query):
+            if alias in tables and column not in self.schema[tables[alias]]:
+                return f"{tables[alias]} has no column {column}"
+        return ""
+
+    def schema_answer(self):
+        """Rows of TAP_SCHEMA.columns, of all tables, whose names `list_as` may change."""
+        schema = self.schema or {}
+        rows = [(self.list_as(table), name) for table in schema for name in schema[table]]
+        return Table(rows=rows, names=("table_name", "column_name"), dtype=("U99", "U99"))
+
     def answer(self, query, fault):
         """VOTable of the rows asked for."""
         ids = self.table["source_id"]
@@ -69,6 +94,10 @@ class TapStub:
         table = Table({name: self.column(name, rows) for name in names})
         if self.table.get("upper"):
             table.rename_column("source_id", "SOURCE_ID")
+        return self.document(table, fault)
+
+    def document(self, table, fault=None):
+        """Bytes of a VOTable, compressed."""
         document = votable.from_table(table)
         status = "OVERFLOW" if fault == "overflow" else "OK"
         info = votable.tree.Info(name="QUERY_STATUS", value=status)
@@ -121,16 +150,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         return True
 
-    def kind(self):
+    def kind(self, form):
         """What is asked for, and the job's id."""
         path = self.path.split("/tap-server/")[-1]
         parts = path.split("/")
         if path == "login":
             return "login", None
         if path == "tap/deletejobs":
-            return "delete", None
+            return "delete", form["JOB_IDS"]
         if path == "tap/async":
-            return "submit", None
+            return "submit", "schema" if "TAP_SCHEMA" in form["QUERY"] else "job"
         job = parts[2]
         if len(parts) == 3:
             return "delete", job
@@ -148,10 +177,11 @@ class _Handler(BaseHTTPRequestHandler):
         stub = self.stub
         length = int(self.headers.get("Content-Length") or 0)
         form = {k: v[0] for k, v in parse_qs(self.rfile.read(length).decode()).items()}
-        kind, job = self.kind()
+        kind, job = self.kind(form)
+        named = f"schema {kind}" if str(job).startswith("schema") else kind
         with stub.lock:
-            stub.requests.append(kind)
-            queue = stub.faults.get(kind)
+            stub.requests.append(named)
+            queue = stub.faults.get(named)
             fault = queue.pop(0) if queue else None
         if self.misbehave(fault):
             return
@@ -159,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stub.user and kind != "login" and f"SESSION={stub.session}" not in cookie:
             self.reply(401, b"log in first")
             return
-        if job is not None and kind != "submit" and job not in stub.jobs:
+        if kind not in ("login", "submit", "delete") and job not in stub.jobs:
             self.reply(404, b"no such job")
             return
         getattr(self, f"do_{kind}")(job, form, fault)
@@ -172,12 +202,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_submit(self, job, form, fault):
         stub = self.stub
+        refusal = stub.refusal(form["QUERY"])
+        if refusal:
+            self.reply(400, refusal.encode())
+            return
         with stub.lock:
-            number = len(stub.queries)
-            stub.queries.append(form["QUERY"])
-            stub.forms.append(form)
-            job = f"job{number}"
-            phases = list(stub.phases[min(number, len(stub.phases) - 1)])
+            if job == "schema":
+                phases, job = ["COMPLETED"], f"schema{len(stub.schema_queries)}"
+                stub.schema_queries.append(form["QUERY"])
+            else:
+                number = len(stub.queries)
+                stub.queries.append(form["QUERY"])
+                stub.forms.append(form)
+                job = f"job{number}"
+                phases = list(stub.phases[min(number, len(stub.phases) - 1)])
             stub.jobs[job] = {"query": form["QUERY"], "phases": phases, "started": False}
         self.reply(303, Location=f"{stub.url}/async/{job}")
 
@@ -185,7 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
         stub = self.stub
         with stub.lock:
             stub.jobs[job]["started"] = True
-            stub.running.add(job)
+            if not job.startswith("schema"):
+                stub.running.add(job)
             stub.most = max(stub.most, len(stub.running))
         self.reply(303, Location=f"{stub.url}/async/{job}")
 
@@ -201,7 +240,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(200, phase.encode())
 
     def do_result(self, job, form, fault):
-        body = self.stub.answer(self.stub.jobs[job]["query"], fault)
+        stub = self.stub
+        if job.startswith("schema"):
+            body = stub.document(stub.schema_answer(), fault)
+        else:
+            body = stub.answer(stub.jobs[job]["query"], fault)
         if fault == "cut":
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -215,12 +258,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_delete(self, job, form, fault):
         stub = self.stub
-        if job is None and stub.deny_tap_plus:
+        if "JOB_IDS" in form and stub.deny_tap_plus:
             self.reply(404)
             return
         with stub.lock:
-            job = job or form["JOB_IDS"]
-            stub.deleted.append(job)
+            if not job.startswith("schema"):
+                stub.deleted.append(job)
             stub.running.discard(job)
             stub.jobs.pop(job, None)
         self.reply(200)

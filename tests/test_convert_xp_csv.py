@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from demo import build_sky
+from pipeline.schema import load_release, resolved
 from pipeline.select import list_fids, shard_path
 from tools import convert_xp_csv
-from xp_utils import XP_COLUMNS, sample_xp
+from xp_utils import load_xp_basis, sample_xp
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "xp_continuous" / "real_xp_continuous.h5"
@@ -58,9 +59,10 @@ def spectra(n=12):
     """The first n demo stars as the columns of the archive's table."""
     stars, templates, _ = build_sky.read_stars(ROOT / "demo" / "stars.h5")
     table = {"source_id": stars["source_id"][:n], "solution_id": np.full(n, 4545469030156206080)}
-    for band in ("bp", "rp"):
+    for band, basis_id in (("bp", 56), ("rp", 57)):
         template = templates[f"{band}_correlation_template"]
         table |= {
+            f"{band}_basis_function_id": np.full(n, basis_id, "i2"),
             f"{band}_n_parameters": np.full(n, 55, "i2"),
             f"{band}_standard_deviation": np.linspace(0.9, 2, n).astype("f4"),
             f"{band}_coefficients": stars[f"{band}_coefficients"][:n],
@@ -92,10 +94,9 @@ def test_every_number_of_the_demo_stars_arrives_unchanged(tmp_path):
     found, attrs = read(tmp_path / "data")
     assert_equal_tables(found, table)
     assert attrs["complete"]
-    np.testing.assert_array_equal(
-        sample_xp({k: found[k] for k in XP_COLUMNS}).flux,
-        sample_xp({k: table[k] for k in XP_COLUMNS}).flux,
-    )
+    assert attrs["release"] == "dr3"
+    basis = load_xp_basis(load_release())
+    np.testing.assert_array_equal(sample_xp(found, basis).flux, sample_xp(table, basis).flux)
 
 
 def test_chunks_do_not_change_the_result(tmp_path, monkeypatch):
@@ -118,7 +119,7 @@ def test_real_rows_of_the_archive_arrive_unchanged_with_the_missing_band_as_nan(
     assert found["bp_n_parameters"][missing] == 0
 
 
-def test_a_file_without_ecsv_header_gets_the_types_of_the_data_model(tmp_path):
+def test_a_file_without_ecsv_header_gives_the_same(tmp_path):
     table = spectra(3)
     assert convert(write_csv(tmp_path / "in", csv_lines(table, ecsv=False)), tmp_path / "d") == 0
     assert_equal_tables(read(tmp_path / "d")[0], table)
@@ -149,6 +150,20 @@ def test_null_elements_of_an_array_are_nan_and_the_others_stay(tmp_path):
     assert_equal_tables(read(tmp_path / "data")[0], table)
 
 
+def test_the_shard_has_the_columns_of_the_schema_and_the_log_names_the_others(tmp_path):
+    table = spectra(3)
+    table["bp_invented"] = np.ones(3, "f4")
+    assert convert(write_csv(tmp_path / "in", csv_lines(table)), tmp_path / "data") == 0
+    found, _ = read(tmp_path / "data")
+    del table["bp_invented"]
+    assert_equal_tables(found, table)
+    declared = resolved("xp")
+    assert set(found) <= set(declared)
+    assert all(name in found or data.optional for name, data in declared.items())
+    log = (tmp_path / "data" / "logs" / "convert_xp_csv.log").read_text()
+    assert "columns left out: bp_invented" in log
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [('"[', '"[1.5,'), ('"[', '"[x')], ids=["too long", "not numbers"]
 )
@@ -165,6 +180,96 @@ def test_an_odd_array_is_nan_and_its_star_is_kept_and_named(tmp_path, capsys, ol
     )
     np.testing.assert_array_equal(found["rp_coefficients"][3], table["rp_coefficients"][3])
     assert str(table["source_id"][2]) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("written", ["55.0", " 55"])
+def test_whole_numbers_may_be_written_as_floats(tmp_path, written):
+    lines = [line.replace(",55,", f",{written},") for line in csv_lines(spectra(3))]
+    assert convert(write_csv(tmp_path / "in", lines), tmp_path / "data") == 0
+    assert_equal_tables(read(tmp_path / "data")[0], spectra(3))
+
+
+@pytest.mark.parametrize("written", ["", "null", "NULL", "NaN", "None", "--", "\\N"])
+def test_every_way_to_write_a_missing_number_is_zero_or_nan(tmp_path, written):
+    table = spectra(3)
+    lines = csv_lines(table)
+    lines[-1] = lines[-1].replace(",56,55,2.0,", f",{written},{written},{written},")
+    assert convert(write_csv(tmp_path / "in", lines), tmp_path / "data") == 0
+    found, _ = read(tmp_path / "data")
+    assert found["bp_n_parameters"].tolist() == [55, 55, 0]
+    assert found["bp_basis_function_id"].tolist() == [56, 56, 0]
+    assert np.isnan(found["bp_standard_deviation"]).tolist() == [False, False, True]
+    np.testing.assert_array_equal(found["rp_coefficients"], table["rp_coefficients"])
+
+
+def test_a_bad_cell_that_no_step_needs_costs_only_that_cell(tmp_path, capsys):
+    table = spectra(3)
+    lines = csv_lines(table)
+    lines[-2] = lines[-2].replace("4545469030156206080", "1e400", 1)
+    assert convert(write_csv(tmp_path / "in", lines), tmp_path / "data") == 0
+    found, _ = read(tmp_path / "data")
+    np.testing.assert_array_equal(found["bp_coefficients"], table["bp_coefficients"])
+    assert found["solution_id"][1] == 0
+    assert str(table["source_id"][1]) in capsys.readouterr().err
+
+
+# ---- another release -------------------------------------------------------------------------
+
+
+def cut(table, band, n):
+    """The columns of a band as they are with n coefficients."""
+    widths = {
+        "coefficients": n,
+        "coefficient_errors": n,
+        "coefficient_correlations": n * (n - 1) // 2,
+    }
+    table |= {f"{band}_{name}": table[f"{band}_{name}"][:, :w] for name, w in widths.items()}
+    table[f"{band}_n_parameters"] = np.full(len(table["source_id"]), n, "i2")
+    return table
+
+
+def with_basis(table, band, basis_id):
+    return table | {f"{band}_basis_function_id": np.full(len(table["source_id"]), basis_id, "i2")}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (cut(spectra(4), "bp", 51), "bp_coefficients of source {} has 51 numbers, expected 55"),
+        (
+            with_basis(spectra(4), "rp", 62),
+            "rp_basis_function_id of source {} has 62 as its id, expected 57",
+        ),
+    ],
+    ids=["fewer coefficients", "another basis"],
+)
+def test_spectra_of_another_release_fail_the_file_by_name(tmp_path, capsys, table, message):
+    path = write_csv(tmp_path / "in", csv_lines(table))
+    assert convert(path, tmp_path / "data") == 1
+    shown = capsys.readouterr().err
+    assert f"{path}: " + message.format(table["source_id"][0]) in shown
+    assert "of Gaia DR3: spectra of another release; give its --release" in shown
+    assert not shard_path(tmp_path / "data", "xp", FID).exists()
+
+
+def test_one_spectrum_of_another_release_among_many_fails_the_file(tmp_path, capsys):
+    table, other = spectra(4), cut(spectra(4), "bp", 51)
+    lines = csv_lines(table)
+    lines[-2] = csv_lines(other)[-2]
+    assert convert(write_csv(tmp_path / "in", lines), tmp_path / "data") == 1
+    assert f"source {table['source_id'][2]} has 51 numbers" in capsys.readouterr().err
+
+
+def test_a_missing_band_is_of_any_release(tmp_path):
+    table = with_basis(spectra(3), "bp", 0)
+    for name in ("coefficients", "coefficient_errors", "coefficient_correlations"):
+        table[f"bp_{name}"][:] = np.nan
+    table["bp_n_parameters"][:] = 0
+    assert convert(write_csv(tmp_path / "in", csv_lines(table)), tmp_path / "data") == 0
+    assert_equal_tables(read(tmp_path / "data")[0], table)
+
+
+# ---- lines that are no rows, damaged files ---------------------------------------------------
 
 
 def test_a_line_that_is_no_row_is_left_out_and_listed(tmp_path, capsys, monkeypatch):

@@ -11,23 +11,35 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-import xp_utils
 from pipeline import figures
+from pipeline.figures import accuracy, arrays, style
+from pipeline.schema import BANDS, DEFAULT_LABELS, KNOWN_LABELS, Label, LabelSet, Layout
 
 ROOT = Path(__file__).resolve().parents[1]
-BANDS = [band.wavelength for band in xp_utils.PHOTOMETRIC_BANDS]
-WAVELENGTHS = np.concatenate([xp_utils.XP_WAVELENGTHS, BANDS])  # (66,) nm
+WAVELENGTHS = Layout().wavelengths  # (66,) nm
+N_XP = len(WAVELENGTHS) - len(BANDS)
 XI = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+AGE = Label("age", "age", "Gyr", tolerance=2.0, digits=1)
+TEFF, FEH, LOGG = DEFAULT_LABELS
+LABEL_SETS = {
+    2: LabelSet((TEFF, LOGG)),
+    3: DEFAULT_LABELS,
+    4: LabelSet((*DEFAULT_LABELS, KNOWN_LABELS["alpha_m"])),
+    6: LabelSet((FEH, LOGG, AGE, TEFF, KNOWN_LABELS["alpha_m"], Label("x", "x", "", 1.0))),
+}
 
 
-def labels(n, seed=0):
+def types(n, labels=DEFAULT_LABELS, seed=0):
     rng = np.random.default_rng(seed)
-    return np.column_stack([rng.uniform(4, 7, n), rng.normal(-0.3, 0.4, n), rng.uniform(1, 5, n)])
+    columns = {"teff": rng.uniform(4, 7, n), "feh": rng.normal(-0.3, 0.4, n)}
+    columns["logg"] = rng.uniform(1, 5, n)
+    others = rng.normal(0.1, 0.2, (len(labels), n))
+    return np.column_stack([columns.get(x.name, others[k]) for k, x in enumerate(labels)])
 
 
-def estimates(label, seed=1):
+def estimates(label, labels=DEFAULT_LABELS, seed=1):
     noise = np.random.default_rng(seed).normal(size=label.shape)
-    return label + noise * [0.05, 0.06, 0.1]
+    return label + noise * labels.array("tolerance") / 4
 
 
 def curves():
@@ -36,43 +48,49 @@ def curves():
     )
 
 
-def group(name, n=100):
+def group(name, n=100, n_labels=3):
     return {
         "group": name,
         "n": n,
-        "pull_width": [1.1, 1.2, np.nan],
-        "scatter": [0.05, 0.1, 0.2],
-        "frac_gt3": [0.01, 0.0, np.nan],
+        "pull_width": [*np.linspace(0.9, 1.2, n_labels - 1), np.nan],
+        "scatter": np.linspace(0.05, 0.2, n_labels),
+        "frac_gt3": [*np.linspace(0.0, 0.01, n_labels - 1), np.nan],
     }
 
 
-def draw_all(folder, n, damage=lambda array: array):
+def draw_all(folder, n, damage=lambda array: array, labels=DEFAULT_LABELS):
     """Every figure from n stars; damage changes each array first. {name: path returned}."""
     rng = np.random.default_rng(2)
-    label, epoch = labels(n), np.arange(float(n))
+    n_labels = len(labels)
+    label, epoch = types(n, labels), np.arange(float(n))
     loss = damage(3 + 40 * np.exp(-epoch / 10))
     flux = damage(-0.5 * np.log(WAVELENGTHS) + np.zeros((n, 1)))
     chance, levels = rng.random(n), np.array([0.5, 0.9, 0.99])
-    error = damage(np.full((n, 3), 0.1))
+    error = damage(np.full((n, n_labels), 0.1))
+    confidences = {x.name: damage(chance) for x in labels}
     return {
         "loss": figures.loss_history(folder / "loss.png", epoch, {"training": loss, "none": np.full(
             n, np.nan)}, damage(np.full(n, 1e-3))),
         "curve": figures.extinction_curve(folder / "curve.png", WAVELENGTHS, XI,
                                           damage(curves())),
         "spectra": figures.model_spectra(folder / "spectra.png", WAVELENGTHS,
-                                         {"dwarfs": (damage(label), flux)}),
+                                         {"dwarfs": (damage(label), flux)}, labels=labels),
         "residuals": figures.residuals_by_wavelength(
             folder / "residuals.png", WAVELENGTHS, damage(rng.normal(0, 0.02, (n, 66))),
             damage(rng.normal(0, 1, (n, 66)))),
         "labels": figures.inferred_against_label(
-            folder / "labels.png", damage(label), damage(estimates(label)), error, error),
-        "kiel": figures.kiel_diagram(folder / "kiel.png", damage(label)),
-        "reliability": figures.reliability(folder / "reliability.png", {"Teff": damage(chance)},
-                                           {"Teff": rng.random(n) < chance}),
-        "pulls": figures.pulls_in_bins(folder / "pulls.png",
-                                       [group(f"group {i}", i) for i in range(min(n, 5))]),
-        "coverage": figures.coverage(folder / "coverage.png", damage(rng.random((n, 3))), levels,
-                                     damage(np.tile(levels[:, None], (1, 3)))),
+            folder / "labels.png", damage(label), damage(estimates(label, labels)), error, error,
+            labels=labels),
+        "kiel": figures.kiel_diagram(folder / "kiel.png", damage(label), labels=labels),
+        "reliability": figures.reliability(
+            folder / "reliability.png", confidences,
+            {name: rng.random(n) < chance for name in confidences}, labels=labels),
+        "pulls": figures.pulls_in_bins(
+            folder / "pulls.png", [group(f"group {i}", i, n_labels) for i in range(min(n, 5))],
+            labels=labels),
+        "coverage": figures.coverage(
+            folder / "coverage.png", damage(rng.random((n, n_labels))), levels,
+            damage(np.tile(levels[:, None], (1, n_labels))), labels=labels),
     }  # fmt: skip
 
 
@@ -87,7 +105,7 @@ def assert_pictures(folder, paths):
     assert {path.name for path in folder.iterdir()} == {path.name for path in paths.values()}
     for path in paths.values():
         pixels = imread(path)
-        assert pixels.shape[1] == 54 * figures.WIDTH, path.name
+        assert pixels.shape[1] == 54 * style.WIDTH, path.name
         assert pixels.std() > 0.01, f"{path.name} is blank"
 
 
@@ -95,14 +113,14 @@ def assert_pictures(folder, paths):
 def coarse(monkeypatch):
     """Small pictures: most of the time goes into their pixels."""
     for name in ("figure.dpi", "savefig.dpi"):
-        monkeypatch.setitem(figures.STYLE, name, 54)
+        monkeypatch.setitem(style.STYLE, name, 54)
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures drawn, kept to be looked at instead of saved."""
     kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, path: kept.append(figure))
     return kept
 
 
@@ -114,6 +132,12 @@ def texts(figure):
 @pytest.mark.parametrize("n", [0, 1, 5, 400])
 def test_every_figure_is_drawn_for_few_stars(tmp_path, n):
     assert_pictures(tmp_path, draw_all(tmp_path, n))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n_labels", [2, 4, 6])
+def test_every_figure_is_drawn_for_any_number_of_labels(tmp_path, n_labels):
+    assert_pictures(tmp_path, draw_all(tmp_path, 400, with_holes, LABEL_SETS[n_labels]))
 
 
 @pytest.mark.filterwarnings("error")
@@ -134,7 +158,7 @@ def test_every_figure_is_drawn_where_all_stars_are_the_same(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_200_000_stars_are_drawn_as_density(tmp_path):
-    label = labels(200_000).astype("f4")
+    label = types(200_000).astype("f4")
     paths = {
         "labels": figures.inferred_against_label(tmp_path / "a.png", label, estimates(label)),
         "kiel": figures.kiel_diagram(tmp_path / "b.png", label),
@@ -152,7 +176,7 @@ def test_no_figures_without_tracks_groups_or_labels_fail(tmp_path):
 
 
 def test_stars_without_a_value_do_not_change_the_picture(tmp_path):
-    label = labels(300)
+    label = types(300)
     more = np.concatenate([label, np.full((50, 3), np.nan)])
     pictures = [
         imread(
@@ -161,7 +185,7 @@ def test_stars_without_a_value_do_not_change_the_picture(tmp_path):
                 x,
                 estimates(x[:300])
                 if len(x) == 300
-                else np.concatenate([estimates(label), labels(50)]),
+                else np.concatenate([estimates(label), types(50)]),
             )
         )
         for x in (label, more)
@@ -170,7 +194,7 @@ def test_stars_without_a_value_do_not_change_the_picture(tmp_path):
 
 
 def test_the_callers_arrays_are_not_changed(tmp_path):
-    label = labels(50)
+    label = types(50)
     estimate, copy = estimates(label), label.copy()
     figures.inferred_against_label(tmp_path / "a.png", label, estimate, label, label)
     figures.kiel_diagram(tmp_path / "b.png", label)
@@ -179,7 +203,7 @@ def test_the_callers_arrays_are_not_changed(tmp_path):
 
 def test_settings_of_matplotlib_are_those_of_before(tmp_path):
     before = dict(mpl.rcParams)
-    figures.kiel_diagram(tmp_path / "a.png", labels(5))
+    figures.kiel_diagram(tmp_path / "a.png", types(5))
     assert dict(mpl.rcParams) == before
 
 
@@ -194,7 +218,7 @@ def test_no_figure_is_left_open(tmp_path):
 
 
 def test_a_missing_folder_is_made_and_the_path_returned(tmp_path):
-    path = figures.kiel_diagram(str(tmp_path / "new" / "a.png"), labels(5))
+    path = figures.kiel_diagram(str(tmp_path / "new" / "a.png"), types(5))
     assert path == tmp_path / "new" / "a.png"
     assert path.is_file()
 
@@ -212,21 +236,21 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
         fail()
 
     target = {
-        "draw": (figures, "_kiel", fail),
-        "save": (figures.Figure, "savefig", save_half),
+        "draw": (accuracy, "_stars", fail),
+        "save": (style.Figure, "savefig", save_half),
         "sync": (os, "fsync", fail),
         "rename": (os, "replace", fail),
     }[stage]
     monkeypatch.setattr(*target)
     with pytest.raises(OSError, match="disk full"):
-        figures.kiel_diagram(path, labels(5))
+        figures.kiel_diagram(path, types(5))
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"the old picture"
 
 
 @pytest.mark.parametrize(("draw", "message"), [
     (lambda p: figures.kiel_diagram(p, np.ones((5, 2))), r"theta has shape \(5, 2\)"),
-    (lambda p: figures.inferred_against_label(p, labels(5), labels(4)), "estimate has shape"),
+    (lambda p: figures.inferred_against_label(p, types(5), types(4)), "estimate has shape"),
     (lambda p: figures.residuals_by_wavelength(p, WAVELENGTHS, np.ones((5, 61))), "ratio has"),
     (lambda p: figures.extinction_curve(p, WAVELENGTHS, XI + 0.5, curves()), "xi holds no 0"),
     (lambda p: figures.extinction_curve(p, WAVELENGTHS / 1000, XI, curves()), "must be in nm"),
@@ -240,7 +264,7 @@ def test_arrays_that_do_not_fit_are_refused_before_a_file_appears(tmp_path, draw
 
 
 def test_offset_scatter_and_pull_width_shown_are_those_of_the_stars(drawn):
-    label = labels(50_000)
+    label = types(50_000)
     noise = np.random.default_rng(5).normal(size=label.shape)
     estimate = label + [0.03, -0.02, 0.1] + noise * [0.05, 0.06, 0.1]
     estimate[:5] += 100
@@ -256,7 +280,7 @@ def test_offset_scatter_and_pull_width_shown_are_those_of_the_stars(drawn):
 
 
 def test_stars_outside_the_frame_are_counted(drawn):
-    label = labels(10_000)
+    label = types(10_000)
     estimate = label.copy()
     estimate[:3] += 50
     figures.inferred_against_label("unused", label, estimate)
@@ -278,7 +302,7 @@ def test_extinction_curves_are_1_at_550_nm_and_ratios_1_for_xi_0(drawn):
     assert any(np.all(line.get_ydata() == 1) for line in bottom.lines)
     points = [line for line in top.lines if len(line.get_xdata()) == 5]
     assert all(line.get_linestyle() == "None" for line in points)
-    np.testing.assert_allclose(points[0].get_xdata(), np.array(BANDS) / 1000)
+    np.testing.assert_allclose(points[0].get_xdata(), WAVELENGTHS[N_XP:] / 1000)
 
 
 def test_residuals_drawn_are_the_percentiles_of_the_used_fluxes(drawn):
@@ -293,9 +317,9 @@ def test_residuals_drawn_are_the_percentiles_of_the_used_fluxes(drawn):
 def test_tracks_of_one_teff_are_coloured_by_what_varies(drawn):
     theta = np.column_stack([np.full(5, 4.5), np.linspace(-2, 0, 5), np.full(5, 2.0)])
     flux = np.zeros((5, 66))
-    figures.model_spectra("unused", WAVELENGTHS, {"a": (theta, flux), "b": (labels(5), flux)})
+    figures.model_spectra("unused", WAVELENGTHS, {"a": (theta, flux), "b": (types(5), flux)})
     bars = [ax.get_xlabel() for ax in drawn[0].axes if "wavelength" not in ax.get_xlabel()]
-    assert bars == [figures.LABEL_AXES[1], figures.LABEL_AXES[0]]
+    assert bars == ["[Fe/H] (dex)", r"$T_\mathrm{eff}$ (K)"]
 
 
 def test_reliability_points_are_fractions_of_each_bin(drawn):
@@ -318,17 +342,92 @@ def test_positive_losses_over_decades_are_shown_in_log_and_negative_ones_are_not
 @pytest.mark.parametrize(("n", "p"), [(1, 0.5), (20, 0.05), (4000, 0.05), (200_000, 0.9)])
 def test_binomial_interval_equals_scipys(n, p):
     low, high = stats.binom.ppf([0.025, 0.975], n, p)
-    assert figures._binomial_interval(n, p) == (low, high)
+    assert arrays.binomial_interval(n, p) == (low, high)
 
 
 def test_wilson_interval_equals_scipys():
     for k, n in ((0, 5), (3, 7), (5, 5), (400, 1000)):
         expected = stats.binomtest(k, n).proportion_ci(stats.norm.cdf(1) * 2 - 1, "wilson")
-        np.testing.assert_allclose(figures._wilson_interval(k, n), expected, atol=1e-12)
+        np.testing.assert_allclose(arrays.wilson_interval(k, n), expected, atol=1e-12)
 
 
-def test_robust_width_is_sigma_of_a_gaussian_and_deaf_to_outliers():
-    values = np.random.default_rng(7).normal(3, 2, 100_000)
-    values[:100], values[100:200] = 1e9, np.nan
-    assert figures.robust_width(values) == pytest.approx(2, rel=0.02)
-    assert np.isnan(figures.robust_width(np.array([np.nan])))
+# ---- labels and bands are data ---------------------------------------------------------------
+
+
+def test_labels_are_shown_by_their_symbol_in_their_unit_times_their_scale(drawn):
+    labels = LABEL_SETS[6]
+    label = types(1000, labels)
+    figures.inferred_against_label("unused", label, label + 0.5, labels=labels)
+    tops = drawn[0].axes[::2]
+    assert [ax.get_title() for ax in tops] == labels.texts("symbol")
+    assert [ax.get_ylabel() for ax in tops][2:] == [
+        "inferred (Gyr)", "inferred (K)", "inferred (dex)", "inferred"
+    ]  # fmt: skip
+    offsets = [text.splitlines()[0] for text in texts(drawn[0]) if text.startswith("offset")]
+    assert offsets == [f"offset {x}" for x in (
+        "0.500 dex", "0.500 dex", "0.5 Gyr", "500 K", "0.500 dex", "0.500")]  # fmt: skip
+
+
+def test_no_panel_of_labels_is_narrower_than_a_third_of_the_figure(drawn):
+    for n_labels, labels in LABEL_SETS.items():
+        label = types(50, labels)
+        figures.inferred_against_label("unused", label, label, labels=labels)
+        columns = {ax.get_subplotspec().colspan.start for ax in drawn[-1].axes}
+        assert len(drawn[-1].axes) == 2 * n_labels
+        assert len(columns) <= 3
+
+
+@pytest.mark.parametrize(("labels", "axes", "upside_down"), [
+    (LABEL_SETS[6], ("teff", "logg", "feh"), True),
+    (LABEL_SETS[2], ("teff", "logg"), True),
+    (LabelSet((AGE, TEFF, FEH)), ("age", "teff", "feh"), False),
+    (LabelSet((FEH, AGE)), ("feh", "age"), False),
+])  # fmt: skip
+def test_kiel_diagram_finds_its_axes_by_name(drawn, labels, axes, upside_down):
+    theta = types(100, labels)
+    figures.kiel_diagram("unused", theta, labels=labels)
+    figure, ax = drawn[0], drawn[0].axes[0]
+    known = {label.name: label for label in labels}
+    shown = [figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()]
+    shown += [bar.get_ylabel() for bar in figure.axes[1:]]
+    assert len(shown) == len(axes)
+    assert all(text.startswith(known[k].symbol) for text, k in zip(shown, axes, strict=True))
+    scaled = theta * labels.array("scale")
+    points = np.sort(np.asarray(ax.collections[0].get_offsets()), axis=0)
+    expected = np.sort(scaled[:, [labels.place[k] for k in axes[:2]]], axis=0)
+    np.testing.assert_allclose(points, expected)
+    assert (ax.xaxis_inverted(), ax.yaxis_inverted()) == (upside_down, upside_down)
+
+
+def test_pulls_have_one_panel_of_scatter_for_each_unit(drawn):
+    labels = LABEL_SETS[6]
+    rows = [group(f"group {i}", 100, 6) for i in range(3)]
+    figures.pulls_in_bins("unused", rows, labels=labels)
+    panels = {ax.get_xlabel(): ax for ax in drawn[0].axes}
+    assert list(panels)[2:] == ["scatter (dex)", "scatter (Gyr)", "scatter (K)", "scatter"]
+    teff = panels["scatter (K)"].lines[0].get_xdata()
+    np.testing.assert_allclose(teff, 1000 * np.array([row["scatter"][3] for row in rows]))
+    assert len(panels["scatter (dex)"].containers) == 3
+
+
+def test_a_label_by_name_is_titled_by_its_symbol_in_reliability(drawn):
+    figures.reliability("unused", {"logg": [0.5], "all": [0.5]}, {"logg": [1], "all": [0]})
+    assert [ax.get_title() for ax in drawn[0].axes[::2]] == [LOGG.symbol, "all"]
+
+
+def test_a_band_bluer_than_the_spectrum_is_a_point_where_the_spectrum_is_told(drawn):
+    wavelengths = np.array([*WAVELENGTHS[:N_XP], 231.6, 1235.0])
+    ln_curve = np.tile(-np.log(wavelengths), (len(XI), 1))
+    ratio = np.zeros((10, N_XP + 2))
+    figures.extinction_curve("unused", wavelengths, XI, ln_curve, n_xp=N_XP)
+    figures.residuals_by_wavelength("unused", wavelengths, ratio, n_xp=N_XP)
+    figures.model_spectra("unused", wavelengths, {"a": (types(10), ratio)}, n_xp=N_XP)
+    for figure in drawn[::2]:
+        line, points = figure.axes[0].lines[:2]
+        assert (len(line.get_xdata()), len(points.get_xdata())) == (N_XP, 2)
+        assert figure.axes[0].get_xlim()[0] < 0.2316
+        assert texts(figure)[:2] == ["0.232", "$J$"]
+    ticks = drawn[1].axes[1].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == ["0.232", "$J$"]
+    with pytest.raises(ValueError, match="n_xp is 64"):
+        figures.residuals_by_wavelength("unused", wavelengths, ratio, n_xp=64)

@@ -1,17 +1,25 @@
 """Step 4: the right unWISE source for each Gaia source, wherever it is on the sky."""
 
+import dataclasses
+
 import h5py
 import numpy as np
 import pytest
 
 import match_unwise_gaia as step
 from demo.unwise_tiles import N_RINGS, RING_STEP, ring_size, tile_name, tile_of, write_tile
+from pipeline import unwise_tiles
+from pipeline.schema import FILES, Column, load_release
 from pipeline.select import shard_path
+from pipeline.sphere import local_axes, unit_vectors
 from pipeline.write import ShardWriter
 
 FID = "000000-786431"
 ARCSEC = 1 / 3600
-YEARS = step.UNWISE_EPOCH - step.GAIA_EPOCH
+DR3 = load_release()
+YEARS = step.UNWISE_EPOCH - DR3.reference_epoch
+CATALOGUE = step.catalogue_datasets(DR3)
+PAIR_COLUMNS = [name for name, data in CATALOGUE.items() if data.shape]
 # RA, Dec of fields: tile corners and edges, RA = 0, poles, the middle of nowhere.
 FIELDS = {
     "equator": (150.5, 0.75), "ra 0": (0.0, -1.6), "ra 0 north": (359.99, 61.3),
@@ -22,8 +30,8 @@ FIELDS = {
 
 def offset(ra, dec, east, north):
     """Positions (degrees) after steps (arcsec) towards east and north in the tangent plane."""
-    e, n = step.local_axes(np.asarray(ra, float), np.asarray(dec, float))
-    v = step.unit_vectors(np.asarray(ra, float), np.asarray(dec, float))
+    e, n = local_axes(np.asarray(ra, float), np.asarray(dec, float))
+    v = unit_vectors(np.asarray(ra, float), np.asarray(dec, float))
     v = v + np.deg2rad(np.asarray(east) * ARCSEC)[..., None] * e
     v = v + np.deg2rad(np.asarray(north) * ARCSEC)[..., None] * n
     v /= np.linalg.norm(v, axis=-1, keepdims=True)
@@ -106,14 +114,14 @@ def test_matches_equal_those_of_brute_force(tmp_path, name):
     assert len(places) > 1
     assert run(tmp_path / "data", tmp_path / "tiles") == 0
     found, _ = read(tmp_path / "data")
-    expected = oracle(ids, step.unit_vectors(*moved), step.unit_vectors(w_ra[keep], w_dec[keep]))
+    expected = oracle(ids, unit_vectors(*moved), unit_vectors(w_ra[keep], w_dec[keep]))
     assert len(expected) > 200
     flux_row = np.rint(found["flux"][:, 0] - 1).astype(int)
     assert dict(zip(found["gdr3_source_id"].tolist(), flux_row.tolist(), strict=True)) == expected
     wanted = [np.flatnonzero(ids == i)[0] for i in found["gdr3_source_id"]]
     assert wanted == sorted(wanted)
     distance = separation(
-        step.unit_vectors(*moved)[wanted], step.unit_vectors(w_ra[keep], w_dec[keep])[flux_row]
+        unit_vectors(*moved)[wanted], unit_vectors(w_ra[keep], w_dec[keep])[flux_row]
     )
     np.testing.assert_allclose(found["sep_arcsec"], distance, atol=1e-5)
 
@@ -121,7 +129,7 @@ def test_matches_equal_those_of_brute_force(tmp_path, name):
 def test_columns_are_the_catalogues_with_the_documented_types(tmp_path):
     ra, dec = np.array([150.0]), np.array([2.0])
     write_metadata(tmp_path / "data", ra, dec)
-    pair = {k: np.array([[i + 0.25, i + 0.5]]) for i, k in enumerate(step.PAIR_COLUMNS)}
+    pair = {k: np.array([[i + 0.25, i + 0.5]]) for i, k in enumerate(PAIR_COLUMNS)}
     write_tiles(tmp_path / "tiles", ra, dec, **pair)
     assert run(tmp_path / "data", tmp_path / "tiles") == 0
     found, attrs = read(tmp_path / "data")
@@ -133,6 +141,42 @@ def test_columns_are_the_catalogues_with_the_documented_types(tmp_path):
     )
     assert found["gdr3_source_id"].dtype == np.dtype("i8")
     assert attrs["unwise_epoch"] == step.UNWISE_EPOCH
+
+
+def add_to_the_table(monkeypatch, **column):
+    """As a line more among the columns of the survey in tables/bands.toml."""
+    kind = FILES["unwise"]
+    columns = (*kind.columns, Column(**column))
+    monkeypatch.setitem(FILES, "unwise", dataclasses.replace(kind, columns=columns))
+
+
+def test_a_column_more_in_the_table_of_bands_is_a_dataset_more(tmp_path, monkeypatch):
+    ra, dec = np.array([150.0]), np.array([2.0])
+    write_metadata(tmp_path / "data", ra, dec)
+    write_tiles(tmp_path / "tiles", ra, dec, nm=np.array([[70_000, 40]]), coadd_id=["1500p015"])
+    add_to_the_table(monkeypatch, name="nm", dtype="i4", shape=(2,), text="exposures")
+    add_to_the_table(monkeypatch, name="coadd_id", dtype="S8", text="of the tile")
+    assert run(tmp_path / "data", tmp_path / "tiles") == 0
+    found, _ = read(tmp_path / "data")
+    np.testing.assert_array_equal(found["nm"], [[70_000, 40]])
+    assert found["nm"].dtype == np.dtype("i4")
+    assert found["coadd_id"].tolist() == [b"1500p015"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "message"),
+    [("nm", "i2", (2,), "does not fit int16"), ("nm", "i4", (), "nm has rows of shape (2,)"),
+     ("flux_err", "f4", (2,), "no column flux_err")],
+)  # fmt: skip
+def test_a_column_that_is_not_as_declared_is_refused(
+    tmp_path, monkeypatch, capsys, name, dtype, shape, message
+):
+    ra, dec = np.array([150.0]), np.array([2.0])
+    write_metadata(tmp_path / "data", ra, dec)
+    write_tiles(tmp_path / "tiles", ra, dec, nm=np.array([[70_000, 40]]))
+    add_to_the_table(monkeypatch, name=name, dtype=dtype, shape=shape)
+    assert run(tmp_path / "data", tmp_path / "tiles") == 1
+    assert message in capsys.readouterr().err
 
 
 def test_a_moving_star_is_found_where_it_was_at_the_epoch_of_unwise(tmp_path):
@@ -218,7 +262,7 @@ def test_a_shard_without_any_match_and_an_empty_tile_give_a_valid_shard(tmp_path
     found, attrs = read(tmp_path / "data")
     assert attrs["n_rows"] == 0
     assert found["flux"].shape == (0, 2)
-    assert set(found) == {"gdr3_source_id", "unwise_objid", "sep_arcsec", *step.PAIR_COLUMNS}
+    assert set(found) == {"gdr3_source_id", "unwise_objid", "sep_arcsec", *PAIR_COLUMNS}
 
 
 def test_a_shard_without_sources_is_valid(tmp_path):
@@ -242,29 +286,29 @@ def test_only_tiles_that_a_source_can_lie_in_are_opened(tmp_path):
 
 def test_every_place_in_a_tile_is_looked_for_in_it_in_spite_of_its_rounded_name():
     rng = np.random.default_rng(2)
-    half = step.TILE_HALF_WIDTH * 3600
+    half = unwise_tiles.TILE_HALF_WIDTH * 3600
     for ring in range(-N_RINGS, N_RINGS + 1):
         number = int(rng.integers(ring_size(ring)))
-        index = step.TileIndex([tile_name(ring, number)], {})
+        index = unwise_tiles.TileIndex([tile_name(ring, number)], {})
         corners = np.array([[-half, half, half, -half, 0], [-half, -half, half, half, half]])
         centre = number * 360 / ring_size(ring), ring * RING_STEP
-        vectors = step.unit_vectors(*offset(*centre, *corners))
+        vectors = unit_vectors(*offset(*centre, *corners))
         rows = index.around(vectors)
         np.testing.assert_array_equal(rows[0], np.arange(5), err_msg=f"ring {ring}")
 
 
 def test_tiles_far_away_are_not_looked_at():
     names = [tile_name(ring, 0) for ring in range(-N_RINGS, N_RINGS + 1)]
-    index = step.TileIndex(names, {})
+    index = unwise_tiles.TileIndex(names, {})
     for ra, dec in FIELDS.values():
-        for number in index.around(step.unit_vectors(np.array([ra]), np.array([dec]))):
-            apart = separation(index.vectors[number], step.unit_vectors(ra, dec))
+        for number in index.around(unit_vectors(np.array([ra]), np.array([dec]))):
+            apart = separation(index.vectors[number], unit_vectors(ra, dec))
             assert apart < 1.3 * 3600
 
 
 def test_the_name_gives_the_centre_of_the_tile():
-    assert step.tile_centre("0000m016") == (0.0, -1.6)
-    assert step.tile_centre("1497p015") == (149.7, 1.5)
+    assert unwise_tiles.tile_centre("0000m016") == (0.0, -1.6)
+    assert unwise_tiles.tile_centre("1497p015") == (149.7, 1.5)
 
 
 def test_a_missing_tile_is_reported_and_when_it_arrives_the_shard_is_done_again(tmp_path, capsys):
@@ -294,7 +338,7 @@ def single_band(path):
 
     with fits.open(path) as hdus:
         data = hdus[1].data
-        columns = [fits.Column(k, "E", array=data[k][:, 0]) for k in step.PAIR_COLUMNS]
+        columns = [fits.Column(k, "E", array=data[k][:, 0]) for k in PAIR_COLUMNS]
         columns += [fits.Column(k, "D", array=data[k]) for k in ("ra", "dec")]
         columns += [fits.Column("primary", "I", array=data["primary"])]
         columns += [fits.Column("unwise_detid", "40A", array=data["unwise_objid"])]
@@ -347,9 +391,10 @@ def test_a_small_cache_reads_more_but_changes_nothing(tmp_path):
     ra, dec = field_of_stars((150.5, 0.75), 400, 8)
     write_tiles(tmp_path / "tiles", ra, dec)
     results, reads = [], []
+    index = unwise_tiles.index_tiles(tmp_path / "tiles")
     for max_bytes in (10**9, 1):
-        cache = step.TileCache(step.index_tiles(tmp_path / "tiles"), max_bytes)
-        vectors = step.unit_vectors(ra, dec)
+        cache = unwise_tiles.TileCache(index, max_bytes, CATALOGUE)
+        vectors = unit_vectors(ra, dec)
         for _ in range(2):
             by_tile = cache.index.around(vectors)
             results.append(step.match(np.arange(400), vectors, by_tile, cache).columns)

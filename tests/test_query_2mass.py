@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from helpers import assert_same_datasets, read_all
+from tap_case import DR3, FAST, SLOWER, archive_schema
+from tap_case import write_spectra as write_ids
 from tap_stub import TapStub
 
 import gen_xp_input_allsources
@@ -10,10 +12,10 @@ import query_2mass as step
 import query_xp_metadata
 from pipeline.read import ShardReader
 from pipeline.select import list_fids, partition_of, shard_path
-from pipeline.write import ShardWriter
 
 FID = "000000-000099"
-FAST = ("--retry-wait", "0.01", "--poll", "0.01", "--pace", "0", "--http-timeout", "0.5")
+DATASETS = step.datasets_of(DR3)
+SCHEMA = archive_schema(step.question(DR3))
 IDS = np.arange(12, dtype="i8") * 2**40 + 2**39 + 1
 
 
@@ -22,7 +24,7 @@ def answer_table():
     n = len(IDS)
     table = {"source_id": np.ma.array(IDS)}
     rng = np.random.default_rng(2)
-    for name, column in step.DATASETS.items():
+    for name, column in DATASETS.items():
         if column.dtype[0] == "f":
             table[name] = np.ma.array(rng.uniform(1, 20, n).astype(column.dtype), mask=False)
     designation = np.array([f"{k:08d}+{k:07d}" for k in range(n)])
@@ -45,12 +47,11 @@ def data_dir(tmp_path):
 
 
 def write_spectra(data_dir, ids):
-    with ShardWriter(shard_path(data_dir, "xp", FID), len(ids), "source_id", {}) as writer:
-        writer.write("source_id", 0, ids)
+    write_ids(data_dir, FID, ids)
 
 
 def run(data_dir, table, *options):
-    with TapStub(table) as stub:
+    with TapStub(table, schema=SCHEMA) as stub:
         arguments = ["--data-dir", data_dir, "--tap-url", stub.url, *FAST, *options]
         status = step.main([str(argument) for argument in arguments])
         assert not stub.jobs
@@ -75,9 +76,9 @@ def test_matches_keep_their_values_types_and_units_in_order_of_id(data_dir, tabl
     table["h_msigcom"][3] = np.ma.masked
     assert run(data_dir, table) == 0
     found = read_all(output(data_dir))
-    assert found.keys() == {"gdr3_source_id", *step.DATASETS}
+    assert found.keys() == {"gdr3_source_id", *DATASETS}
     np.testing.assert_array_equal(found["gdr3_source_id"], IDS)
-    for name, column in step.DATASETS.items():
+    for name, column in DATASETS.items():
         fill = "" if column.dtype[0] == "S" else np.nan
         expected = np.ma.filled(table[name], fill).astype(column.dtype)
         assert found[name].dtype == np.dtype(column.dtype)
@@ -118,7 +119,7 @@ def test_no_match_at_all_is_a_valid_shard(data_dir, table):
     unmatch(table, slice(None))
     assert run(data_dir, table) == 0
     found = read_all(output(data_dir))
-    assert found.keys() == {"gdr3_source_id", *step.DATASETS}
+    assert found.keys() == {"gdr3_source_id", *DATASETS}
     assert {len(values) for values in found.values()} == {0}
     assert run(data_dir, table) == 0
     assert "1 already complete" in log_text(data_dir)
@@ -144,7 +145,7 @@ def test_of_a_second_entry_the_one_of_the_match_is_kept(data_dir, table):
 
 
 def test_a_lost_row_is_asked_for_again_and_not_taken_for_unmatched(data_dir, table):
-    with TapStub(table) as stub:
+    with TapStub(table, schema=SCHEMA) as stub:
         stub.faults = {"result": ["lose 5"]}
         arguments = ["--data-dir", str(data_dir), "--tap-url", stub.url, *FAST]
         assert step.main(arguments) == 0
@@ -154,7 +155,7 @@ def test_a_lost_row_is_asked_for_again_and_not_taken_for_unmatched(data_dir, tab
 
 @pytest.mark.parametrize("fault", [500, "reset", "cut", "html", "error document", "overflow"])
 def test_a_lasting_fault_is_never_a_small_success(data_dir, table, fault):
-    with TapStub(table) as stub:
+    with TapStub(table, schema=SCHEMA) as stub:
         stub.faults = {"result": [fault] * 1000}
         arguments = ["--data-dir", str(data_dir), "--tap-url", stub.url, *FAST, "--attempts", "2"]
         assert step.main(arguments) == 1
@@ -170,9 +171,6 @@ def test_dry_run_names_the_tables_of_the_match(data_dir, capsys):
 
 
 # ---- a real TAP server -----------------------------------------------------------------------
-
-
-SLOWER = ("--retry-wait", "0.5", "--poll", "0.2", "--pace", "0")
 
 
 def expected_matches(archive):

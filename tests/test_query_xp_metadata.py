@@ -1,108 +1,47 @@
-"""Step 2, and the jobs it shares with step 3: against a stub that fails, and a real TAP server."""
+"""Step 2: the metadata of every source, against a stub and a real TAP server."""
 
-import http.client
-import io
-import json
-import logging
+import dataclasses
 import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.io.votable import from_table
-from astropy.table import Table
-from helpers import assert_same_datasets, read_all
-from services import patch_dachs
-from tap_stub import TapStub, select_items
+from helpers import read_all
+from tap_case import (
+    DR3,
+    FIDS,
+    N_STARS,
+    QUESTION,
+    SLOWER,
+    log_text,
+    make_data_dir,
+    make_ids,
+    make_stub,
+    output,
+    run,
+    start_run,
+    wait_for,
+    write_spectra,
+)
+from tap_stub import select_items
 from zero_point import zpt
 
 import query_xp_metadata as step
-from pipeline import tap_jobs
+from pipeline import tap_question
 from pipeline.provenance import Status, output_state
 from pipeline.read import ShardReader, join_rows
+from pipeline.schema.flags import ZeroPointFlag
 from pipeline.select import list_fids, shard_path
-from pipeline.write import ShardWriter
-
-ROOT = Path(__file__).resolve().parents[1]
-FIDS = ("000000-000099", "000100-000199", "000200-000299", "000300-000399")
-N_STARS = 30  # in each shard
-FAST = ("--retry-wait", "0.01", "--poll", "0.01", "--pace", "0", "--http-timeout", "0.5")
-
-
-def make_ids(fid, n=N_STARS):
-    """Ids beyond 2^53 where the pixel allows, odd, so that a float would not hold them."""
-    rng = np.random.default_rng(int(fid[:6]) + 1)
-    return np.sort((int(fid[:6]) << 43) + (99 << 43) + rng.choice(2**42, n, replace=False) * 2 + 1)
-
-
-def write_spectra(data_dir, fid, ids):
-    with ShardWriter(shard_path(data_dir, "xp", fid), len(ids), "source_id", {}) as writer:
-        writer.write("source_id", 0, ids)
-
-
-def gaia_table(ids):
-    """What the archive would answer for `ids`, {column: (n,) masked array}."""
-    rng = np.random.default_rng(7)
-    n = len(ids)
-    table = {}
-    for name, column in step.COLUMNS.items():
-        kind = np.dtype(column.dtype).kind
-        if kind == "f":
-            values = rng.uniform(0.1, 1, n).astype(column.dtype)
-        elif kind == "i":
-            values = rng.integers(0, 100, n).astype(column.dtype)
-        else:
-            values = rng.random(n) < 0.5
-        table[name] = np.ma.array(values)
-    table["source_id"] = np.ma.array(ids)
-    variable = np.where(np.arange(n) % 3, "VARIABLE", "NOT_AVAILABLE")
-    table["phot_variable_flag"] = np.ma.array(variable)
-    table["phot_g_mean_mag"] = np.ma.array(rng.uniform(8, 18, n).astype("f4"))
-    solved = np.resize(np.array([31, 95, 31, 3], "i2"), n)
-    table["astrometric_params_solved"] = np.ma.array(solved)
-    nu_eff = np.ma.array(rng.uniform(1.2, 1.8, n).astype("f4"), mask=solved != 31)
-    colour = np.ma.array(rng.uniform(1.3, 1.7, n).astype("f4"), mask=solved != 95)
-    table |= {"nu_eff_used_in_astrometry": nu_eff, "pseudocolour": colour}
-    table["parallax"] = np.ma.array(rng.uniform(-1, 5, n), mask=solved == 3)
-    table["ecl_lat"] = np.ma.array(rng.uniform(-90, 90, n))
-    table["norm_dg"].mask = np.arange(n) % 2 == 0
-    table["rv_nb_transits"].mask = np.arange(n) % 3 == 0
-    return table
 
 
 @pytest.fixture
 def data_dir(tmp_path):
-    for fid in FIDS:
-        write_spectra(tmp_path, fid, make_ids(fid))
-    return tmp_path
+    return make_data_dir(tmp_path)
 
 
 @pytest.fixture
 def stub():
-    with TapStub(gaia_table(np.concatenate([make_ids(fid) for fid in FIDS]))) as service:
+    with make_stub() as service:
         yield service
-
-
-def run(data_dir, stub, *options, fast=FAST):
-    arguments = ["--data-dir", data_dir, "--tap-url", getattr(stub, "url", stub), *fast, *options]
-    return step.main([str(argument) for argument in arguments])
-
-
-def output(data_dir, fid=FIDS[0]):
-    return shard_path(data_dir, "metadata", fid)
-
-
-def leftovers(data_dir):
-    folder = output(data_dir).parent
-    return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
-
-
-def log_text(data_dir):
-    return (data_dir / "logs" / "query_xp_metadata.log").read_text()
 
 
 # ---- the content -----------------------------------------------------------------------------
@@ -116,7 +55,7 @@ def test_every_spectrum_has_its_row_in_order_of_id_with_types_units_and_nan(data
         rows = slice(number * N_STARS, (number + 1) * N_STARS)
         found = read_all(output(data_dir, fid))
         np.testing.assert_array_equal(found["source_id"], make_ids(fid))
-        for name, column in step.COLUMNS.items():
+        for name, column in QUESTION.columns.items():
             if name == "parallax":
                 continue
             expected = stub.table[name][rows]
@@ -159,7 +98,12 @@ def zero_point_table(**columns):
     n = len(columns["astrometric_params_solved"])
     table = {"phot_g_mean_mag": np.full(n, 15.0), "ecl_lat": np.full(n, 30.0)}
     table |= {"nu_eff_used_in_astrometry": np.full(n, 1.5), "pseudocolour": np.full(n, 1.5)}
-    return table | {name: np.array(values) for name, values in columns.items()}
+    table |= {name: np.array(values) for name, values in columns.items()}
+    return table | {step.SOLVED: table[step.SOLVED].astype("i2")}
+
+
+def recipe(table):
+    return step.recipe_zero_points(table, DR3.parallax)
 
 
 def test_zero_points_out_of_range_are_flagged_and_absent_ones_leave_the_raw_parallax():
@@ -170,22 +114,22 @@ def test_zero_points_out_of_range_are_flagged_and_absent_ones_leave_the_raw_para
         nu_eff_used_in_astrometry=[1.5, 1.5, 1.5, 1.95, nan, nan, nan, nan, nan, 1.5, 1.5],
         pseudocolour=[nan, nan, nan, nan, 1.5, 1.2, nan, nan, nan, nan, nan],
     )
-    value, flags = step.zero_points(table)
-    flag = step.ZeroPointFlag
+    value, flags = recipe(table)
+    flag = ZeroPointFlag
     out, none = flag.OUT_OF_RANGE.value, flag.NONE.value
     assert flags.tolist() == [0, out, out, out, 0, out, none, none, none, none, none]
     assert np.isnan(value).tolist() == (flags == none).tolist()
     raw = np.arange(11.0)
-    corrected = step.correct_parallax(table | {"parallax": raw})
+    corrected = step.correct_parallax(table | {"parallax": raw}, DR3.parallax)
     np.testing.assert_array_equal(corrected["parallax"][flags == none], raw[flags == none])
     assert np.all(corrected["parallax"][flags != none] != raw[flags != none])
 
 
 def test_a_shard_without_five_or_six_parameter_solutions_has_no_zero_point():
-    value, flags = step.zero_points(zero_point_table(astrometric_params_solved=[3, 3]))
+    value, flags = recipe(zero_point_table(astrometric_params_solved=[3, 3]))
     assert np.isnan(value).all()
     assert flags.tolist() == [2, 2]
-    assert step.zero_points(zero_point_table(astrometric_params_solved=[]))[0].shape == (0,)
+    assert recipe(zero_point_table(astrometric_params_solved=[]))[0].shape == (0,)
 
 
 def test_upper_case_column_names_of_the_archive_are_understood(data_dir, stub):
@@ -198,9 +142,9 @@ def test_a_shard_without_spectra_is_written_without_asking(tmp_path, stub):
     assert run(tmp_path, stub) == 0
     found = read_all(output(tmp_path))
     extra = {"parallax_raw", "parallax_zeropoint", "parallax_zeropoint_flags"}
-    assert found.keys() == step.COLUMNS.keys() | extra
+    assert found.keys() == QUESTION.columns.keys() | extra
     assert all(len(values) == 0 for values in found.values())
-    assert stub.requests == []
+    assert stub.queries == []
 
 
 # ---- ids in = ids out + named exceptions -----------------------------------------------------
@@ -233,7 +177,7 @@ def test_sources_that_the_archive_lacks_are_named_and_counted(data_dir, stub, ca
 
 
 def test_long_lists_of_missing_ids_are_asked_for_in_parts(data_dir, stub, monkeypatch):
-    monkeypatch.setattr(tap_jobs, "IDS_PER_QUERY", 7)
+    monkeypatch.setattr(tap_question, "IDS_PER_QUERY", 7)
     stub.faults = {"result": ["lose 20"]}
     assert run(data_dir, stub, "--shards", FIDS[0]) == 0
     assert len(stub.queries) == 1 + 3
@@ -273,390 +217,20 @@ def test_a_repeated_source_is_a_failure(data_dir, stub, capsys):
     assert "repeats 1 sources" in capsys.readouterr().err
 
 
-# ---- faults of the service -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("request_kind", "fault"),
-    [
-        ("submit", 500), ("submit", 503), ("submit", "reset"), ("submit", "silent"),
-        ("submit", 429), ("start", 500), ("start", "reset"), ("phase", 500), ("phase", "reset"),
-        ("phase", "silent"), ("phase", "html"), ("result", 500), ("result", "reset"),
-        ("result", "silent"), ("result", "cut"), ("result", "half"), ("result", "html"),
-        ("result", "error document"),
-    ],
-)  # fmt: skip
-def test_a_passing_fault_is_outlived(data_dir, stub, request_kind, fault):
-    stub.faults = {request_kind: [fault]}
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 0
-    np.testing.assert_array_equal(read_all(output(data_dir))["source_id"], make_ids(FIDS[0]))
-    assert stub.requests.count("submit") <= 2
-    assert not stub.jobs
-    assert leftovers(data_dir) == []
-
-
-@pytest.mark.parametrize("fault", [500, "reset", "html", "error document"])
-def test_a_lasting_fault_fails_the_shard_after_bounded_attempts_and_names_it(
-    data_dir, stub, capsys, fault
-):
-    stub.faults = {"result": [fault] * 1000}
-    assert run(data_dir, stub, "--shards", FIDS[0], "--attempts", 3) == 1
-    shown = capsys.readouterr().err
-    assert "given up after 3 attempts" in shown
-    assert f"1 failed: {FIDS[0]}" in shown
-    assert "Traceback" not in shown
-    assert not output(data_dir).exists()
-    assert stub.count("result") <= 6
-    stub.faults = {}
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 0
-    assert not stub.jobs
-
-
-def test_a_service_that_is_not_there_fails_every_shard_and_exits_1(data_dir, stub):
-    stub.__exit__()
-    assert run(data_dir, stub.url, "--attempts", 2) == 1
-    assert not output(data_dir).exists()
-    stub.__enter__()  # for the fixture
-
-
-@pytest.mark.parametrize("phase", ["ABORTED", "ERROR"])
-def test_an_aborted_job_is_deleted_and_submitted_again(data_dir, stub, phase):
-    stub.phases = [["EXECUTING", phase], ["EXECUTING", "COMPLETED"]]
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 0
-    assert stub.deleted == ["job0", "job1"]
-    assert f"job job0 ended as {phase}: out of memory" in log_text(data_dir)
-
-
-@pytest.mark.parametrize("phase", ["QUEUED", "EXECUTING", "HELD"])
-def test_a_job_stuck_in_a_phase_is_given_up_at_the_deadline(data_dir, stub, phase):
-    stub.phases = [[phase], ["EXECUTING", "COMPLETED"]]
-    assert run(data_dir, stub, "--shards", FIDS[0], "--timeout", 0.1) == 0
-    assert stub.deleted == ["job0", "job1"]
-    assert f"job job0 is {phase} after" in log_text(data_dir)
-
-
-def test_one_failing_shard_stops_no_other_and_only_it_is_asked_for_again(data_dir, stub):
-    stub.phases = [["ERROR"], ["COMPLETED"]]
-    assert run(data_dir, stub, "--attempts", 1, "--jobs", 1) == 1
-    assert [output(data_dir, fid).exists() for fid in FIDS] == [False, True, True, True]
-    assert run(data_dir, stub) == 0
-    assert len(stub.queries) == len(FIDS) + 1
-    assert run(data_dir, stub) == 0
-    assert len(stub.queries) == len(FIDS) + 1
-
-
-@pytest.mark.parametrize("limit", [N_STARS, N_STARS - 5])
-def test_a_result_of_as_many_rows_as_the_limit_is_a_failure(data_dir, stub, capsys, limit):
-    assert run(data_dir, stub, "--shards", FIDS[0], "--row-limit", limit) == 1
-    assert "larger --row-limit" in capsys.readouterr().err
-    assert not output(data_dir).exists()
-    assert stub.deleted == ["job0"]
-    assert stub.forms[0]["MAXREC"] == str(limit)
-    assert run(data_dir, stub, "--shards", FIDS[0], "--row-limit", N_STARS + 1) == 0
-
-
-def test_overflow_is_a_failure_whatever_the_number_of_rows(data_dir, stub, capsys):
-    stub.faults = {"result": ["overflow"]}
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 1
-    assert "cut the result" in capsys.readouterr().err
-    assert len(stub.queries) == 1
-    assert not output(data_dir).exists()
-
-
-def test_a_refused_query_is_told_and_not_asked_again(data_dir, stub, capsys):
-    stub.faults = {"submit": [400]}
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 1
-    assert "HTTP 400" in capsys.readouterr().err
-    assert stub.count("submit") == 1
-
-
-def test_an_answer_without_a_column_names_it(data_dir, stub, capsys, monkeypatch):
-    original = stub.answer
-    monkeypatch.setattr(stub, "answer", lambda q, f: original(q.replace("g.ruwe, ", ""), f))
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 1
-    assert "no column ruwe" in capsys.readouterr().err
-
-
-def test_ids_that_come_as_floats_are_refused():
-    column = tap_jobs.Column("g.source_id", "i8")
-    answer = {"source_id": np.ma.array([1.0e18])}
-    with pytest.raises(tap_jobs.ShardError, match="float64"):
-        tap_jobs.plain_columns(answer, {"source_id": column})
-
-
-def test_numbers_that_do_not_fit_and_null_ids_are_refused():
-    short = {"n": tap_jobs.Column("g.n", "i2")}
-    with pytest.raises(tap_jobs.ShardError, match="does not fit"):
-        tap_jobs.plain_columns({"n": np.ma.array([40000])}, short)
-    ids = {"source_id": tap_jobs.Column("g.source_id", "i8")}
-    with pytest.raises(tap_jobs.ShardError, match="1 rows of the answer have no source_id"):
-        tap_jobs.plain_columns({"source_id": np.ma.array([5, 6], mask=[0, 1])}, ids)
-
-
-def test_jobs_are_deleted_as_uws_has_it_where_the_service_has_no_tap_plus(data_dir, stub):
-    stub.deny_tap_plus = True
-    assert run(data_dir, stub) == 0
-    assert sorted(stub.deleted) == ["job0", "job1", "job2", "job3"]
-
-
-def test_a_job_that_cannot_be_deleted_is_no_failure(data_dir, stub):
-    stub.faults = {"delete": [500] * 100}
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 0
-    assert "job0 could not be deleted" in log_text(data_dir)
-
-
-@pytest.mark.parametrize("form", ["tabledata", "binary2"])
-def test_a_document_cut_anywhere_is_no_small_success(form):
-    table = Table({"source_id": np.arange(50)})
-    stream = io.BytesIO()
-    from_table(table).to_xml(stream, tabledata_format=form)
-    whole = stream.getvalue()
-    assert len(tap_jobs.parse_answer(whole, 51)["source_id"]) == 50
-    for length in range(0, len(whole.rstrip()), 7):
-        with pytest.raises(tap_jobs.BadAnswerError):
-            tap_jobs.parse_answer(whole[:length], 51)
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_connections_have_a_time_limit(scheme):
-    handler = tap_jobs._Connections(f"{scheme}://127.0.0.1/tap", 7)
-    for connection in (handler.get_connection(), handler.get_connection_secure()):
-        assert connection.timeout == 7
-        assert isinstance(connection, http.client.HTTPSConnection) == (scheme == "https")
-
-
-# ---- interruptions, partitions, threads ------------------------------------------------------
-
-
-def start_run(data_dir, stub, *options):
-    command = [sys.executable, ROOT / "query_xp_metadata.py", "--data-dir", data_dir]
-    command += ["--tap-url", stub.url, *FAST, *options]
-    # A suite started in the background has SIGINT ignored, and its children inherit that.
-    return subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_takes_its_jobs_up_again(data_dir, stub, sign):
-    stub.phases = [["EXECUTING"]]
-    process = start_run(data_dir, stub)
-    wait_for(lambda: stub.count("phase") >= 6)
-    process.send_signal(sign)
-    process.communicate(timeout=60)
-    under_way = dict(stub.jobs)
-    assert len(under_way) == 2
-    assert len(leftovers(data_dir)) == 2
-    for job in under_way.values():
-        job["phases"] = ["COMPLETED"]
-    stub.phases = [["EXECUTING", "COMPLETED"]]
-    assert run(data_dir, stub) == 0
-    assert len(stub.queries) == len(FIDS)
-    assert not stub.jobs
-    assert leftovers(data_dir) == []
-    assert "job job0 is taken up again" in log_text(data_dir)
-
-
-def test_ctrl_c_stops_soon_with_130_and_the_next_call_finishes(data_dir, stub):
-    stub.phases = [["EXECUTING"]]
-    process = start_run(data_dir, stub, "--poll", "300")
-    wait_for(lambda: stub.count("phase") >= 2)
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in shown
-    for job in stub.jobs.values():
-        job["phases"] = ["COMPLETED"]
-    stub.phases = [["COMPLETED"]]
-    assert run(data_dir, stub) == 0
-    assert len(stub.queries) == len(FIDS)
-
-
-def test_a_noted_job_that_was_never_started_is_started(data_dir, stub):
-    stub.faults = {"start": ["reset"]}
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 0
-    assert (stub.count("submit"), stub.count("start")) == (1, 2)
-
-
-def test_a_noted_job_that_is_gone_or_of_another_query_is_not_waited_for(data_dir, stub):
-    note = output(data_dir).with_name(f".{output(data_dir).name}.jobs.json")
-    note.parent.mkdir()
-    note.write_text(json.dumps({"another question": "job99"}))
-    assert run(data_dir, stub, "--shards", FIDS[0]) == 0
-    note.write_text("{ broken")
-    assert run(data_dir, stub, "--shards", FIDS[0], "--overwrite") == 0
-    stub.phases = [["EXECUTING"]]
-    process = start_run(data_dir, stub, "--shards", FIDS[1])
-    wait_for(lambda: stub.jobs)
-    wait_for(lambda: stub.count("phase") >= 8)
-    process.kill()
-    process.communicate(timeout=60)
-    stub.jobs.clear()
-    stub.phases = [["COMPLETED"]]
-    assert run(data_dir, stub, "--shards", FIDS[1]) == 0
-
-
-def test_two_partitions_side_by_side_equal_one_run(data_dir, stub, tmp_path_factory):
-    alone = tmp_path_factory.mktemp("alone")
-    for fid in FIDS:
-        write_spectra(alone, fid, make_ids(fid))
-    assert run(alone, stub) == 0
-    both = [start_run(data_dir, stub, "--partition", 2, part) for part in (0, 1)]
-    for process in both:
-        _, shown = process.communicate(timeout=120)
-        assert process.returncode == 0, shown
-    for fid in FIDS:
-        assert_same_datasets(output(data_dir, fid), output(alone, fid))
-    assert len(stub.queries) == 2 * len(FIDS)
-    assert leftovers(data_dir) == []
-
-
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_no_more_jobs_at_once_than_asked(data_dir, stub, jobs):
-    stub.phases = [["EXECUTING"] * 5 + ["COMPLETED"]]
-    assert run(data_dir, stub, "--jobs", jobs) == 0
-    assert stub.most <= jobs
-    assert (stub.most > 1) == (jobs > 1)
-
-
-# ---- login and options -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def login(tmp_path):
-    path = tmp_path / "login.txt"
-    path.write_text("astronomer\nsecret-word\n")
-    return path
-
-
-def test_a_login_goes_with_every_request_and_is_renewed_when_it_expires(data_dir, stub, login):
-    stub.user = ("astronomer", "secret-word")
-    assert run(data_dir, stub, "--login", login, "--shards", FIDS[0]) == 0
-    assert stub.count("login") >= 1
-    phases = iter(range(10**6))
-    original = stub.answer
-
-    def answer_once_and_expire(query, fault):
-        if next(phases) == 0:
-            stub.session = "two"
-        return original(query, fault)
-
-    stub.answer = answer_once_and_expire
-    assert run(data_dir, stub, "--login", login, "--jobs", 1) == 0
-    assert "secret-word" not in log_text(data_dir)
-    with ShardReader(output(data_dir)) as reader:
-        assert "secret-word" not in repr(reader.attrs)
-
-
-def test_a_refused_login_exits_2_before_anything_is_asked(data_dir, stub, login, capsys):
-    stub.user = ("astronomer", "another-word")
-    assert run(data_dir, stub, "--login", login) == 2
-    shown = capsys.readouterr()
-    assert "--login" in shown.err
-    assert "secret-word" not in shown.err + shown.out
-    assert set(stub.requests) == {"login"}
-
-
-@pytest.mark.parametrize("content", [None, "", "only-a-user\n", "user\n\n"])
-def test_a_login_file_that_is_none_exits_2(data_dir, stub, tmp_path, capsys, content):
-    path = tmp_path / "odd.txt"
-    if content is not None:
-        path.write_text(content)
-    assert run(data_dir, stub, "--login", path) == 2
-    assert "--login" in capsys.readouterr().err
-
-
-def test_a_password_is_not_sent_in_the_clear_over_the_network(data_dir, login, capsys):
-    assert run(data_dir, "http://tap.example.invalid/tap", "--login", login) == 2
-    assert "use https" in capsys.readouterr().err
-
-
 def test_dry_run_prints_the_queries_and_asks_nothing(data_dir, stub, capsys):
     assert run(data_dir, stub, "--dry-run", "--shards", *FIDS[:2]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"-- {FIDS[0]}"
     ids = make_ids(FIDS[0])
-    assert f"BETWEEN {ids[0]} AND {ids[-1]} AND g.has_xp_continuous = 'True'" in lines[1]
-    assert len(select_items(lines[1])) == len(step.COLUMNS)
+    assert f"BETWEEN {ids[0]} AND {ids[-1]} AND source.has_xp_continuous = 'True'" in lines[1]
+    assert len(select_items(lines[1])) == len(QUESTION.columns)
     assert len(lines) == 4
     assert stub.requests == []
     assert not (data_dir / "logs").exists()
     assert not output(data_dir).parent.exists()
 
 
-@pytest.mark.parametrize(
-    "options", [["--jobs", "0"], ["--attempts", "0"], ["--row-limit", "none"], ["--timeout", "-1"]]
-)
-def test_impossible_options_exit_2(data_dir, stub, options):
-    with pytest.raises(SystemExit) as exit_:
-        run(data_dir, stub, *options)
-    assert exit_.value.code == 2
-
-
-def test_a_malformed_url_and_a_missing_folder_exit_2(data_dir, tmp_path, capsys):
-    assert run(data_dir, "gea.esac.esa.int") == 2
-    assert "--tap-url" in capsys.readouterr().err
-    assert run(tmp_path / "nowhere", "http://127.0.0.1:9/tap") == 2
-
-
-def test_importing_the_step_does_not_contact_the_archive():
-    code = "import sys, query_xp_metadata, query_2mass; sys.exit('astroquery.gaia' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-def test_waits_grow_and_are_spread(data_dir, monkeypatch):
-    args = step.parse_args(["--retry-wait", "10"])
-    service = tap_jobs.TapService(args, logging.getLogger("toy"))
-    waits = []
-    monkeypatch.setattr(service, "pause", waits.append)
-    for failures in (1, 1, 2, 4, 30):
-        service.back_off(failures)
-    assert waits[0] != waits[1]
-    limits = [10, 10, 20, 80, tap_jobs.LONGEST_WAIT]
-    assert all(0.5 * t <= w <= 1.5 * t for t, w in zip(limits, waits, strict=True))
-
-
-# ---- the patches of the test server ----------------------------------------------------------
-
-
-def test_a_patch_is_applied_once_and_fails_loudly_where_its_text_is_not_found(tmp_path, capsys):
-    path = tmp_path / "grammar.py"
-    path.write_text('words = {"EXTERNAL", "EXTRACT", "FALSE"}')
-    for _ in range(2):
-        patch_dachs.replace_once(path, '"EXTERNAL", "EXTRACT"', '{"EXTRACT"')
-        assert path.read_text() == 'words = {{"EXTRACT", "FALSE"}'
-    for text in ("something else", '"EXTERNAL", "EXTRACT" "EXTERNAL", "EXTRACT"'):
-        path.write_text(text)
-        with pytest.raises(patch_dachs.PatchError, match="expected once"):
-            patch_dachs.replace_once(path, '"EXTERNAL", "EXTRACT"', '{"EXTRACT"')
-        assert path.read_text() == text
-    (tmp_path / "pg_sphere--1.2.0.sql").write_text("CREATE OPERATOR @ (LEFTARG = a);")
-    with pytest.raises(patch_dachs.PatchError, match="no COMMUTATOR"):
-        patch_dachs.patch_pgsphere(tmp_path)
-    assert patch_dachs.main(["nonsense"]) == 2
-
-
-def test_the_pg_sphere_patch_drops_only_the_contains_operators_hints(tmp_path):
-    path = tmp_path / "pg_sphere--1.2.0.sql"
-    kept = "   COMMUTATOR = '=',\n   LEFTARG = spoint,\n"
-    path.write_text(f"   COMMUTATOR = '@>',\n   NEGATOR    = '!<@' ,\n{kept}")
-    for _ in range(2):
-        patch_dachs.patch_pgsphere(tmp_path)
-        assert path.read_text().endswith(f"dropped\n{kept}")
-
-
 # ---- a real TAP server -----------------------------------------------------------------------
-
-
-SLOWER = ("--retry-wait", "0.5", "--poll", "0.2", "--pace", "0")
 
 
 @pytest.mark.tap
@@ -730,6 +304,9 @@ def test_a_run_killed_at_a_real_server_takes_its_jobs_up_again(archive, tmp_path
 def test_a_real_server_tells_what_is_wrong_with_a_query(archive, tmp_path, monkeypatch, capsys):
     fid = demo_fids(archive)[0]
     copy_spectra(archive, tmp_path, [fid])
-    monkeypatch.setattr(step, "QUERY", step.QUERY.replace("g.ruwe", "g.nonsense AS ruwe"))
+    columns = QUESTION.columns | {"ruwe": tap_question.Column("source", "nonsense", "f4")}
+    question = dataclasses.replace(QUESTION, columns=columns)
+    monkeypatch.setattr(step, "question", lambda release: question)
+    monkeypatch.setattr(tap_question, "archive_columns", lambda service, tables: {})
     assert run(tmp_path, archive, "--attempts", 1, fast=SLOWER) == 1
     assert "column 'nonsense'" in capsys.readouterr().err

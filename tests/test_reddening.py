@@ -11,11 +11,13 @@ from astropy.coordinates import SkyCoord
 
 import query_reddening_gaia as step
 from demo import dust_maps
+from pipeline.schema.columns import DUST_MAPS
+from pipeline.schema.flags import Coverage
 from pipeline.select import shard_path
 from pipeline.write import ShardWriter
 
 FID = "000000-786431"
-ALL_MAPS = list(step.MAPS)
+ALL_MAPS = list(DUST_MAPS)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ def test_coverage_bits_tell_parallax_and_reliable_distance(bayestar):
     ra, dec = np.full(4, 50.0), np.full(4, 60.0)
     plx, plx_err = np.array([1.0, 200.0, np.nan, 1.0]), np.array([0.1, 1.0, np.nan, -1.0])
     found = step.query_maps({"bayestar": bayestar}, ra, dec, plx, plx_err)["coverage_bayestar"]
-    bits = step.Coverage
+    bits = Coverage
     both = bits.VALUE | bits.CONVERGED
     near = both | bits.PARALLAX  # 5 pc: nearer than the map is reliable
     prior = both | bits.RELIABLE_DISTANCE  # no usable parallax
@@ -215,6 +217,10 @@ def test_chunks_and_the_order_of_rows_change_nothing(tmp_path, maps_dir, monkeyp
                       "coverage_bayestar", "coverage_sfd"}  # fmt: skip
     for name in a:
         np.testing.assert_array_equal(a[name][order], b[name], err_msg=name)
+
+
+def test_every_map_that_has_datasets_is_one_that_the_step_knows():
+    assert tuple(step.MAPS) == DUST_MAPS
 
 
 @pytest.mark.parametrize("name", ["bayestar", "sfd", "planck"])

@@ -4,31 +4,26 @@
     python tools/convert_xp_csv.py downloads/XpContinuousMeanSpectrum_*.csv.gz --data-dir data
     python tools/convert_xp_csv.py downloads --data-dir data --partition 100 7
 
-Reads XpContinuousMeanSpectrum_{fid}.csv.gz (or .csv) as ESA publishes them: an ECSV header, one row
-per source, arrays as quoted strings "[a,b,...]", an empty array or `null` for what is missing.
-Arguments are files or folders that hold them. Writes, row for row, in the file's order,
+Reads the archive's bulk files (for DR3 XpContinuousMeanSpectrum_{fid}.csv.gz, or .csv): an ECSV
+header, one row per source, arrays as quoted strings "[a,b,...]", an empty array or `null` for what
+is missing. Arguments are files or folders that hold them. Writes, row for row, in the file's order,
+DATA_DIR/xp_continuous_mean_spectrum/XpContinuousMeanSpectrum_{fid}.h5. Where the CSV has null: NaN,
+0 for integers. Columns that are not listed below are left out (the log names them).
 
-  DATA_DIR/xp_continuous_mean_spectrum/XpContinuousMeanSpectrum_{fid}.h5
+Spectra of another release (another basis id, or as many coefficients as they say, but not as the
+release has) fail the file. An array of any other length is stored as NaN, as are the cells of a
+row that are not numbers; such rows are counted and the first are named. Lines that are no row at
+all (other number of cells, no id) are left out, and listed in the attribute `unusable_lines`; with
+more than MOST_UNUSABLE of them the file counts as damaged and fails.
 
-  source_id (and every other number of the CSV)   under the archive's names and types; where the
-                                                  CSV has null: NaN, 0 for integers
-  {bp,rp}_coefficients, _coefficient_errors       (N,55) f8, f4; NaN where the band is missing
-  {bp,rp}_coefficient_correlations                (N,1485) f4
-
-Text columns are left out (the log names them). An array of another length than its column has is
-stored as NaN, as are the cells of a row that are not numbers; such rows are counted and the first
-are named. Lines that are no row at all (other number of cells, no source_id) are left out, and
-listed in the attribute `unusable_lines`; with more than MOST_UNUSABLE of them the file counts as
-damaged and fails.
-
-Size: about 11 kB a star (0.7 GB for 65,000; ESA's compressed CSV has 16 kB). Time: 1,000 stars/s on
-one core, 65 s for 65,000. Memory: 0.2 GB whatever the file. Finished shards are skipped, so running
+Size: about 13 kB a star (0.9 GB for 65,000; ESA's compressed CSV has 16 kB). Time: 1,100 stars/s on
+one core, 60 s for 65,000. Memory: 0.2 GB whatever the file. Finished shards are skipped, so running
 again goes on; a CSV may be deleted once its shard is there. When it fails: the summary names the
 file; fetch that one again.
 Exit status: 0 every file is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 
-import argparse
+import contextlib
 import csv
 import gzip
 import itertools
@@ -40,88 +35,78 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from astropy.table.meta import get_header_from_yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import provenance
 from pipeline.run import run_shards, setup_logging, usage_exit
+from pipeline.schema import XP_BANDS, Layout, resolved
 from pipeline.select import (
     FID_PATTERN,
+    add_release_argument,
     add_shard_arguments,
     chosen_partition,
     partition_of,
     shard_path,
+    step_parser,
 )
 from pipeline.write import ShardWriter
 
 SCRIPT = "convert_xp_csv"
-FILE_NAME = re.compile(rf"XpContinuousMeanSpectrum_({FID_PATTERN.pattern})\.csv(\.gz)?")
 CHUNK_ROWS = 512  # 15 MB of text, 20 MB of numbers
 COUNT_BYTES = 1 << 22  # read at a time when lines are counted
-FIELD_BYTES = 1 << 20  # longest cell; 1,485 correlations take 20 kB
+FIELD_BYTES = 1 << 20  # longest cell; the correlations of a band take 20 kB
 MOST_UNUSABLE = 10  # rows of a file; the archive's 614517-614573 is reported to have one odd row
 NAMED_ROWS = 5  # of each kind of exception in the log
-ARRAY_LENGTHS = {"coefficients": 55, "coefficient_errors": 55, "coefficient_correlations": 1485}
-# Gaia DR3 data model, xp_continuous_mean_spectrum; where the file has no ECSV header.
-PLAIN_TYPES = {
-    "source_id": "i8", "solution_id": "i8", "basis_function_id": "i2", "degrees_of_freedom": "i2",
-    "n_parameters": "i2", "n_measurements": "i2", "n_rejected_measurements": "i2",
-    "n_relevant_bases": "i2", "standard_deviation": "f4", "chi_squared": "f4",
-    "relative_shrinking": "f4", "coefficients": "f8", "coefficient_errors": "f4",
-    "coefficient_correlations": "f4",
-}  # fmt: skip
-REQUIRED = (
-    "source_id",
-    *(
-        f"{band}_{name}"
-        for band in ("bp", "rp")
-        for name in ("n_parameters", "standard_deviation", *ARRAY_LENGTHS)
-    ),
-)
+MISSING = frozenset(("", "null", "nan", "none", "\\n", "--"))  # cells without a value, lower case
+PARSE_ERRORS = (ValueError, OverflowError, DeprecationWarning)
 READ_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 
 
 @dataclass(frozen=True)
 class CsvColumn:
-    """A column to convert: its place in a row, dtype, and length of its arrays (0: a number)."""
+    """A column to convert: its place in a row, dtype, length of its arrays (0: a number), and
+    whether a star is of use without it."""
 
     place: int
     dtype: np.dtype
     length: int
-    units: str | None = None
-    description: str | None = None
+    optional: bool
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = step_parser(__doc__, "xp")
     parser.add_argument("inputs", nargs="+", type=Path, help="CSV files, or folders of them")
     add_shard_arguments(parser)
+    add_release_argument(parser)
     return parser.parse_args(argv)
 
 
 # ---- finding the files -----------------------------------------------------------------------
 
 
-def find_inputs(paths) -> dict:
+def file_pattern(release):
+    """Regular expression of the names of a release's bulk files; its group 1 is the fid."""
+    before, after = map(re.escape, release.spectra.file_name.split("{fid}"))
+    return re.compile(rf"{before}({FID_PATTERN.pattern}){after}\.csv(?:\.gz)?")
+
+
+def find_inputs(paths, release) -> dict:
     """{fid: CSV path} of files and of folders' files; UsageError where a fid comes twice."""
-    found = {}
+    pattern, found = file_pattern(release), {}
+    example = release.spectra.file_name.format(fid="000000-003111") + ".csv.gz"
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path}: not found")
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            match = FILE_NAME.fullmatch(file.name)
+            match = pattern.fullmatch(file.name)
             if match is None and not path.is_dir():
-                raise UsageError(
-                    f"{file}: expected a name like XpContinuousMeanSpectrum_000000-003111.csv.gz"
-                )
+                raise UsageError(f"{file}: expected a name like {example} of {release.title}")
             if match and found.setdefault(match[1], file) != file:
                 raise UsageError(f"{found[match[1]]} and {file} are the same shard; give one")
     if not found:
-        raise UsageError(f"{paths[0]}: no XpContinuousMeanSpectrum_*.csv[.gz] there")
+        raise UsageError(f"{paths[0]}: no files like {example} there, of {release.title}")
     return found
 
 
@@ -136,6 +121,10 @@ def chosen_fids(args, found) -> list[str]:
 
 
 # ---- reading ---------------------------------------------------------------------------------
+
+
+class OtherReleaseError(Exception):
+    """Spectra of another release than the one in use."""
 
 
 def open_csv(path, mode="rt"):
@@ -153,74 +142,69 @@ def count_lines(path) -> int:
     return lines + (last != b"\n")
 
 
-def read_head(file) -> tuple[dict, list[str], int]:
-    """ECSV column definitions {name: dict}, column names and number of lines of the head."""
-    yaml_lines, line = [], file.readline()
-    n_lines = 1
+def read_head(file) -> tuple[list[str], int]:
+    """Column names and number of lines of the head: an ECSV header, if any, and the names."""
+    line, n_lines = file.readline(), 1
     while line.startswith("#"):
-        yaml_lines.append(line[1:].removeprefix(" ").rstrip("\n"))
         line = file.readline()
         n_lines += 1
-    names = next(csv.reader([line]), [])
-    # The first line says "%ECSV 1.0"; what follows is YAML.
-    header = get_header_from_yaml(yaml_lines[1:]) if len(yaml_lines) > 1 else {"datatype": []}
-    return {column["name"]: column for column in header["datatype"]}, names, n_lines
+    return next(csv.reader([line]), []), n_lines
 
 
-def column_type(name, definition) -> np.dtype | None:
-    """dtype of a column from its ECSV definition, else from the data model; None for text."""
-    kind = definition.get("datatype")
-    if kind == "string":
-        kind = definition.get("subtype", "string").split("[")[0]
-    if kind is None:
-        kind = PLAIN_TYPES.get(name.split("_", 1)[1] if name[:3] in ("bp_", "rp_") else name)
-    if kind is None or kind == "string":
-        return None
-    return np.dtype(kind)
+def plan_columns(path, names, release) -> tuple[dict, list[str]]:
+    """{our name: CsvColumn} of what is converted, and the file's names of what is not.
 
-
-def plan_columns(path, definitions, names) -> tuple[dict, list[str]]:
-    """{name: CsvColumn} of what is converted and the names of what is not."""
-    missing = [name for name in REQUIRED if name not in names]
+    Raises ShardError where a column that the release's spectra must have is missing.
+    """
+    datasets = resolved("xp", Layout(release))
+    theirs = {name: release.spectra.names.get(name, name) for name in datasets}
+    missing = [theirs[k] for k, d in datasets.items() if not d.optional and theirs[k] not in names]
     if missing:
         found = ", ".join(names[:8]) or "nothing"
         raise ShardError(
-            f"{path}: no column {', '.join(missing)} (found: {found} ...); expected the archive's "
-            "xp_continuous_mean_spectrum"
+            f"{path}: no column {', '.join(missing)} (found: {found} ...); expected the spectra "
+            f"of {release.title}: give --release where they are of another one"
         )
-    columns, left_out = {}, []
-    for place, name in enumerate(names):
-        definition = definitions.get(name, {})
-        dtype = column_type(name, definition)
-        length = ARRAY_LENGTHS.get(name[3:], 0)
-        if dtype is None or (definition.get("datatype") == "string" and not length):
-            left_out.append(name)
-            continue
-        columns[name] = CsvColumn(
-            place, dtype, length, definition.get("unit"), definition.get("description")
+    columns = {
+        name: CsvColumn(
+            names.index(theirs[name]), np.dtype(data.dtype), sum(data.shape), data.optional
         )
-    return columns, left_out
+        for name, data in datasets.items()
+        if theirs[name] in names
+    }
+    return columns, [name for name in names if name not in theirs.values()]
+
+
+def is_missing(cell) -> bool:
+    """Whether a cell has no value; only short ones are looked at closely."""
+    return len(cell) < 5 and cell.lower() in MISSING
 
 
 def parse_numbers(cells, dtype) -> np.ndarray:
-    """Number cells -> (n,) array; null or empty: NaN, 0 for integers and booleans."""
+    """Number cells -> (n,) array; those of MISSING: NaN, 0 for integers.
+
+    Small integers may be written as "55.0", as they are after a column with gaps became floats.
+    """
     missing = "nan" if dtype.kind == "f" else "0"
-    cells = [missing if cell in ("", "null", "nan") else cell for cell in cells]
-    if dtype.kind == "b":
-        return np.array([cell.lower() in ("true", "1") for cell in cells])
-    return np.array(cells).astype(dtype)
+    texts = np.array([missing if is_missing(cell) else cell for cell in cells])
+    if dtype.kind != "i" or dtype.itemsize > 4 or not np.strings.count(texts, ".").any():
+        return texts.astype(dtype)
+    numbers = texts.astype(float)
+    if (numbers != np.rint(numbers)).any():
+        raise ValueError("a number that is not whole")
+    return numbers.astype(dtype)
 
 
 def parse_arrays(cells, dtype, length) -> tuple[np.ndarray, np.ndarray]:
-    """Array cells "[a,b,...]" -> (n, length) array and (n,) bool: which had an odd length.
+    """Array cells "[a,b,...]" -> (n, length) array and (n,) numbers that each of them has.
 
-    Empty arrays and null are rows of NaN; so are arrays of an odd length. Elements `null` are NaN.
+    Empty arrays and null are rows of NaN; so are arrays of another length. Elements `null` are NaN.
     """
     out = np.full((len(cells), length), np.nan, dtype)
     bodies = [cell.strip("[]() ") for cell in cells]
-    filled = np.array([body not in ("", "null", "nan") for body in bodies], bool)
-    whole = np.array([body.count(",") == length - 1 for body in bodies], bool)
-    good = np.flatnonzero(filled & whole)
+    lengths = [0 if is_missing(body) else body.count(",") + 1 for body in bodies]
+    lengths = np.array(lengths, int)
+    good = np.flatnonzero(lengths == length)
     if len(good):
         text = ",".join(bodies[i] for i in good)
         if "null" in text:
@@ -229,46 +213,76 @@ def parse_arrays(cells, dtype, length) -> tuple[np.ndarray, np.ndarray]:
             warnings.simplefilter("error", DeprecationWarning)  # NumPy's word for unreadable text
             values = np.fromstring(text, dtype=np.float64, sep=",")
         out[good] = values.reshape(len(good), length)
-    return out, filled & ~whole
+    return out, lengths
 
 
-def parse_rows(rows, columns) -> tuple[dict, np.ndarray]:
+def parse_rows(rows, columns, release) -> tuple[dict, np.ndarray]:
     """Rows of cells -> {name: (n,) or (n, length) array} and (n,) bool: an array had an odd length.
 
-    Raises ValueError where a cell is not a number.
+    Raises ValueError where a cell is not a number, OtherReleaseError for another release.
     """
-    table, odd = {}, np.zeros(len(rows), bool)
+    table, lengths, odd = {}, {}, np.zeros(len(rows), bool)
     for name, column in columns.items():
         cells = [row[column.place] for row in rows]
         if column.length:
-            table[name], wrong = parse_arrays(cells, column.dtype, column.length)
-            odd |= wrong
+            table[name], lengths[name] = parse_arrays(cells, column.dtype, column.length)
+            odd |= ~np.isin(lengths[name], (0, column.length))
         else:
             table[name] = parse_numbers(cells, column.dtype)
+    for band in XP_BANDS:
+        require_release(table, lengths[f"{band}_coefficients"], band, release)
     return table, odd
 
 
-def blank_row(row, columns) -> list[str]:
-    """The row with null in every cell but its source_id."""
-    place = columns["source_id"].place
-    return [cell if i == place else "null" for i, cell in enumerate(row)]
+def require_release(table, lengths, band, release):
+    """OtherReleaseError where spectra are of another release: whole, but of other numbers.
+
+    lengths (n,): of the arrays of coefficients, as the file has them.
+    """
+    expected = release.spectra.bands[band]
+    n_parameters = table[f"{band}_n_parameters"]
+    checks = {
+        f"{band}_coefficients": (lengths, expected.n_coefficients),
+        f"{band}_basis_function_id": (
+            table.get(f"{band}_basis_function_id", np.zeros(len(lengths), int)),
+            expected.basis_id,
+        ),
+    }
+    for (name, (found, right)), what in zip(checks.items(), ("numbers", "as its id"), strict=True):
+        other = (lengths > 0) & (lengths == n_parameters) & (found > 0) & (found != right)
+        for row in np.flatnonzero(other)[:1]:
+            raise OtherReleaseError(
+                f"{name} of source {table['source_id'][row]} has {found[row]} {what}, expected "
+                f"{right} of {release.title}: spectra of another release; give its --release"
+            )
 
 
-def parse_chunk(rows, columns) -> tuple[dict, np.ndarray]:
-    """As parse_rows, but a row with a cell that is no number keeps its id alone and is odd."""
+def blank_row(row, columns, of_all) -> list[str]:
+    """The row with null in its optional cells or, `of_all`, in every cell but its id."""
+    kept = [c.place for k, c in columns.items() if k == "source_id" or not (of_all or c.optional)]
+    return [cell if i in kept else "null" for i, cell in enumerate(row)]
+
+
+def mend_row(row, columns, release) -> tuple[list, bool]:
+    """The row, with as many cells blank as it takes to parse it; whether any are."""
+    for tried in (row, blank_row(row, columns, False), blank_row(row, columns, True)):
+        with contextlib.suppress(*PARSE_ERRORS):
+            parse_rows([tried], columns, release)
+            break
+    return tried, tried is not row
+
+
+def parse_chunk(rows, columns, release) -> tuple[dict, np.ndarray]:
+    """As parse_rows, but a row with a cell that is no number keeps its id alone and is odd.
+
+    A cell that a star can do without costs the row the cells of that kind alone.
+    """
     try:
-        return parse_rows(rows, columns)
-    except (ValueError, OverflowError, DeprecationWarning):
-        mended, broken = [], np.zeros(len(rows), bool)
-        for i, row in enumerate(rows):
-            try:
-                parse_rows([row], columns)
-                mended.append(row)
-            except (ValueError, OverflowError, DeprecationWarning):
-                mended.append(blank_row(row, columns))
-                broken[i] = True
-        table, odd = parse_rows(mended, columns)
-        return table, odd | broken
+        return parse_rows(rows, columns, release)
+    except PARSE_ERRORS:
+        mended, broken = zip(*(mend_row(row, columns, release) for row in rows), strict=True)
+        table, odd = parse_rows(mended, columns, release)
+        return table, odd | np.array(broken)
 
 
 # ---- converting ------------------------------------------------------------------------------
@@ -291,14 +305,7 @@ def fault_of(row, n_cells, id_place) -> str:
     return ""
 
 
-def create_datasets(writer, columns):
-    """All datasets of the output, so that a file without rows has them too."""
-    for name, column in columns.items():
-        tail = (column.length,) if column.length else ()
-        writer.create(name, tail, column.dtype, column.units, column.description)
-
-
-def copy_rows(file, writer, columns, n_cells, first_line, known) -> list[int]:
+def copy_rows(file, writer, columns, n_cells, first_line, known, release) -> list[int]:
     """Parse and write all rows of an open file; returns the ids of odd rows.
 
     known: {line: reason} of unusable lines met before. Raises UnusableLinesError where there are
@@ -313,7 +320,7 @@ def copy_rows(file, writer, columns, n_cells, first_line, known) -> list[int]:
         rows = [row for line, row in chunk if not faults[line]]
         if not rows or unusable.keys() - known.keys():
             continue
-        table, odd = parse_chunk(rows, columns)
+        table, odd = parse_chunk(rows, columns, release)
         writer.write_table(table, start=start)
         odd_ids += table["source_id"][odd].tolist()
         start += len(rows)
@@ -322,18 +329,18 @@ def copy_rows(file, writer, columns, n_cells, first_line, known) -> list[int]:
     return odd_ids
 
 
-def write_shard(path, output, n_lines, known, made_by, log) -> dict:
+def write_shard(path, output, n_lines, known, made_by, log, release) -> dict:
     """Write one shard without the unusable lines `known`; returns counters for the log."""
     with open_csv(path) as file:
-        definitions, names, n_head = read_head(file)
-        columns, left_out = plan_columns(path, definitions, names)
+        names, n_head = read_head(file)
+        columns, left_out = plan_columns(path, names, release)
         n_rows = n_lines - n_head - len(known)
         attrs = {"unusable_lines": " ".join(map(str, sorted(known)))}
         with ShardWriter(output, n_rows, "source_id", made_by, attrs) as writer:
-            create_datasets(writer, columns)
-            odd = copy_rows(file, writer, columns, len(names), n_head + 1, known)
+            writer.create_columns(resolved("xp", Layout(release)).only(columns))
+            odd = copy_rows(file, writer, columns, len(names), n_head + 1, known, release)
     if left_out:
-        log.info("%s: text columns left out: %s", path.name, ", ".join(left_out))
+        log.info("%s: columns left out: %s", path.name, ", ".join(left_out))
     if odd:
         log.warning(
             "%s: %d rows with arrays of a wrong length or no numbers, stored as NaN: source_id %s",
@@ -342,16 +349,16 @@ def write_shard(path, output, n_lines, known, made_by, log) -> dict:
     return {"stars": n_rows, "odd rows": len(odd), "unusable lines": len(known)}
 
 
-def convert(path, output, log, argv=None) -> dict:
+def convert(path, output, log, release, argv=None) -> dict:
     """Convert one CSV file; ShardError for every fault of it. Returns counters for the log."""
     csv.field_size_limit(FIELD_BYTES)
-    made_by = provenance(SCRIPT, argv, [path])
+    made_by = provenance(SCRIPT, argv, [path], release)
     known = {}
     try:
         n_lines = count_lines(path)
         while True:
             try:
-                return write_shard(path, output, n_lines, known, made_by, log)
+                return write_shard(path, output, n_lines, known, made_by, log, release)
             except UnusableLinesError as error:
                 known = error.lines
             if len(known) > MOST_UNUSABLE:
@@ -362,6 +369,8 @@ def convert(path, output, log, argv=None) -> dict:
                 )
             for line, why in list(known.items())[:NAMED_ROWS]:
                 log.warning("%s: line %d left out: %s", path, line, why)
+    except OtherReleaseError as error:
+        raise ShardError(f"{path}: {error}") from error
     except READ_ERRORS as error:
         raise ShardError(
             f"{path}: cannot be read to its end (truncated or damaged; {error}); fetch it again"
@@ -371,7 +380,7 @@ def convert(path, output, log, argv=None) -> dict:
 @usage_exit
 def main(argv=None) -> int:
     args = parse_args(argv)
-    found = find_inputs(args.inputs)
+    found = find_inputs(args.inputs, args.release)
     fids = chosen_fids(args, found)
     log = setup_logging(SCRIPT, args.log, args)
     return run_shards(
@@ -380,7 +389,7 @@ def main(argv=None) -> int:
         fids,
         inputs_of=lambda fid: [found[fid]],
         output_of=lambda fid: shard_path(args.data_dir, "xp", fid),
-        process=lambda fid, output, log: convert(found[fid], output, log, argv),
+        process=lambda fid, output, log: convert(found[fid], output, log, args.release, argv),
         log=log,
     )
 

@@ -1,20 +1,20 @@
-"""Derive the XP basis table of this project from GaiaXPy.
+"""Derive the XP basis table of a release from GaiaXPy.
 
-    python tools/make_xp_basis.py --output tables/xp_basis.npz
+    python tools/make_xp_basis.py --release dr3
 
 GaiaXPy (PyPI package `gaiaxpy`, BSD-3-Clause, Gaia DPAC) holds the instrument models that turn the
-55 + 55 coefficients of a Gaia DR3 BP/RP mean spectrum into a flux at any wavelength: `v375wi` for
-BP and `v142r` for RP. Only its public function `calibrate` is called here. Sampling is linear in
-the coefficients, so a made-up source whose only non-zero coefficient is the i-th returns row i of
-the design matrix:
+coefficients of a BP/RP mean spectrum into a flux at any wavelength: for DR3 `v375wi` for BP and
+`v142r` for RP. The numbers of coefficients and the wavelengths are those of the release's file.
+Only GaiaXPy's public function `calibrate` is called here. Sampling is linear in the coefficients,
+so a made-up source whose only non-zero coefficient is the i-th returns row i of the design matrix:
 
 - with the other band missing, `calibrate` returns the band's own flux: the design matrix;
 - with both bands present and the other one zero, it returns the same times the merge weight.
 
-Writes an .npz (30 kB, made in seconds): `wavelength` (61,) nm, `bp_design`, `rp_design` (55, 61)
-in 1e-18 W m^-2 nm^-1 per unit coefficient (zero where the band has no weight), `bp_weight`,
-`rp_weight` (61,), and the texts `source` and `unit`. GaiaXPy is needed for this script and for the
-tests only.
+Writes an .npz (30 kB, made in seconds), the release's `basis` by default: `wavelength` (n_xp,) nm,
+`bp_design`, `rp_design` (n_coefficients, n_xp) in 1e-18 W m^-2 nm^-1 per unit coefficient (zero
+where the band has no weight), `bp_weight`, `rp_weight` (n_xp,), and the texts `source` and `unit`.
+GaiaXPy is needed for this script and for the tests only.
 """
 
 import argparse
@@ -23,64 +23,67 @@ from pathlib import Path
 
 import numpy as np
 
-N_COEFFICIENTS = 55
-WAVELENGTHS = np.arange(392.0, 993.0, 10.0)  # (61,) nm
-FLUX_SCALE = 1e18  # W m^-2 nm^-1 -> 1e-18 W m^-2 nm^-1
-BANDS = ("bp", "rp")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.schema import FLUX_UNIT, XP_BANDS
+from pipeline.select import add_release_argument
+
+FLUX_SCALE = 1e18  # W m^-2 nm^-1 -> FLUX_UNIT
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    default = Path(__file__).resolve().parents[1] / "tables" / "xp_basis.npz"
-    parser.add_argument("--output", type=Path, default=default, help="the .npz to write")
+    add_release_argument(parser)
+    parser.add_argument("--output", type=Path, help="the .npz to write (default: the release's)")
     return parser.parse_args(argv)
 
 
 def source_table(coefficients):
-    """Table of made-up sources in the archive's columns.
+    """Table of made-up sources in the columns that GaiaXPy reads.
 
-    coefficients: dict band -> (n, 55) array, or None for a missing band.
+    coefficients: dict band -> (N, n) array, or None for a missing band.
     """
     import pandas as pd
 
-    n = next(len(array) for array in coefficients.values() if array is not None)
-    columns = {"source_id": np.arange(n)}
-    for band in BANDS:
+    n_stars = next(len(array) for array in coefficients.values() if array is not None)
+    columns = {"source_id": np.arange(n_stars)}
+    for band in XP_BANDS:
         given = coefficients[band]
-        missing = given is None
-        columns |= {
-            f"{band}_n_parameters": [0 if missing else N_COEFFICIENTS] * n,
-            f"{band}_n_relevant_bases": [0 if missing else N_COEFFICIENTS] * n,
-            f"{band}_standard_deviation": [np.nan if missing else 1.0] * n,
-            f"{band}_coefficients": [np.nan] * n if missing else list(given),
-            f"{band}_coefficient_errors": [np.nan if missing else np.ones(N_COEFFICIENTS)] * n,
-            f"{band}_coefficient_correlations": [
-                np.nan if missing else np.zeros(N_COEFFICIENTS * (N_COEFFICIENTS - 1) // 2)
-            ]
-            * n,
+        n = 0 if given is None else given.shape[1]
+        cells = {
+            "n_parameters": n,
+            "n_relevant_bases": n,
+            "standard_deviation": 1.0 if n else np.nan,
+            "coefficient_errors": np.ones(n) if n else np.nan,
+            "coefficient_correlations": np.zeros(n * (n - 1) // 2) if n else np.nan,
         }
+        columns |= {f"{band}_{name}": [cell] * n_stars for name, cell in cells.items()}
+        columns[f"{band}_coefficients"] = list(given) if n else [np.nan] * n_stars
     return pd.DataFrame(columns)
 
 
-def sampled_flux(coefficients):
-    """Flux (n, 61) that GaiaXPy makes of the coefficients, 1e-18 W m^-2 nm^-1."""
+def sampled_flux(coefficients, wavelengths):
+    """Flux (N, n_xp) that GaiaXPy makes of the coefficients, in FLUX_UNIT."""
     import gaiaxpy
 
     table, _ = gaiaxpy.calibrate(
-        source_table(coefficients), sampling=WAVELENGTHS, truncation=False, save_file=False
+        source_table(coefficients), sampling=wavelengths, truncation=False, save_file=False
     )
     return np.stack(table["flux"].to_list()) * FLUX_SCALE
 
 
-def band_design(band):
-    """Design matrix (55, 61) and merge weight (61,) of one band."""
-    unit = np.eye(N_COEFFICIENTS)
-    other = BANDS[1 - BANDS.index(band)]
+def band_design(band, spectra):
+    """Design matrix (n, n_xp) and merge weight (n_xp,) of one band of a release's spectra."""
+    other = XP_BANDS[1 - XP_BANDS.index(band)]
+    unit = np.eye(spectra.bands[band].n_coefficients)
+    zero = np.zeros((len(unit), spectra.bands[other].n_coefficients))
     # GaiaXPy gives NaN beyond the range of the only band present: the band has no weight there.
-    alone = np.nan_to_num(sampled_flux({band: unit, other: None}), nan=0.0)
-    merged = sampled_flux({band: unit, other: np.zeros_like(unit)})
-    power = np.sum(alone**2, axis=0)  # (61,)
-    weight = np.divide(np.sum(alone * merged, axis=0), power, out=np.zeros(61), where=power > 0)
+    alone = sampled_flux({band: unit, other: None}, spectra.wavelengths)
+    alone = np.nan_to_num(alone, nan=0.0)
+    merged = sampled_flux({band: unit, other: zero}, spectra.wavelengths)
+    power = np.sum(alone**2, axis=0)  # (n_xp,)
+    weight = np.sum(alone * merged, axis=0)
+    weight = np.divide(weight, power, out=np.zeros_like(power), where=power > 0)
     # The projection is exact up to rounding; twelve decimals make 0 and 1 exact again.
     weight = np.round(weight, 12)
     return np.where(weight > 0, alone, 0.0), weight
@@ -93,21 +96,23 @@ def main(argv=None):
     except ImportError:
         sys.stderr.write("make_xp_basis: GaiaXPy is not installed; pip install gaiaxpy\n")
         return 2
-    bp_design, bp_weight = band_design("bp")
-    rp_design, rp_weight = band_design("rp")
+    spectra = args.release.spectra
+    (bp_design, bp_weight), (rp_design, rp_weight) = (band_design(b, spectra) for b in XP_BANDS)
     if not np.allclose(bp_weight + rp_weight, 1.0, rtol=0, atol=1e-9):
         sys.stderr.write("make_xp_basis: merge weights of BP and RP do not add up to 1\n")
         return 1
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    models = ", ".join(f"{band.upper()} {spectra.bands[band].model}" for band in XP_BANDS)
+    output = args.output or spectra.basis
+    output.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-        args.output,
-        wavelength=WAVELENGTHS,
+        output,
+        wavelength=spectra.wavelengths,
         bp_design=bp_design,
         rp_design=rp_design,
         bp_weight=bp_weight,
         rp_weight=rp_weight,
-        unit="1e-18 W m-2 nm-1",
-        source=f"GaiaXPy {gaiaxpy.__version__} calibrate(), models BP v375wi, RP v142r",
+        unit=FLUX_UNIT,
+        source=f"GaiaXPy {gaiaxpy.__version__} calibrate(), models {models}",
     )
     return 0
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo.build_sky import read_stars
 from pipeline.provenance import provenance
 from pipeline.run import usage_exit
+from pipeline.schema import XP_BANDS
 from pipeline.write import ShardWriter
 
 CELL = {"teff": 250.0, "logg": 0.5, "feh": 0.25}  # K, dex, dex
@@ -75,7 +76,7 @@ def select_stars(labels, n, alpha, seed):
 
 
 def round_coefficients(coefficients, errors):
-    """Round (N,55) coefficients to a power of two below COEFFICIENT_QUANTUM of their errors."""
+    """Round (N, n) coefficients to a power of two below COEFFICIENT_QUANTUM of their errors."""
     quantum = 2.0 ** np.floor(np.log2(errors.astype(float) * COEFFICIENT_QUANTUM))
     return np.round(coefficients / quantum) * quantum
 
@@ -90,7 +91,7 @@ def chosen_columns(stars, rows):
     """The columns of the chosen rows, ordered by source id and rounded."""
     rows = rows[np.argsort(stars["source_id"][rows])]
     out = {name: values[rows] for name, values in stars.items()}
-    for band in ("bp", "rp"):
+    for band in XP_BANDS:
         errors = f"{band}_coefficient_errors"
         out[f"{band}_coefficients"] = round_coefficients(out[f"{band}_coefficients"], out[errors])
         out[errors] = round_mantissa(out[errors], ERROR_BITS)

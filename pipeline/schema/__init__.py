@@ -3,16 +3,19 @@
 Imports nothing else of the project; reads tables/bands.toml and tables/releases/.
 """
 
+from pipeline.schema import flags
 from pipeline.schema.bands import BANDS, SURVEYS, photometry_columns
 from pipeline.schema.columns import (
     FILES,
     FLUX_UNIT,
     KINDS,
+    MODEL_FILE,
     Column,
     Dataset,
     FileKind,
     Layout,
     describe,
+    inferred_columns,
     resolved,
 )
 from pipeline.schema.labels import DEFAULT_LABELS, KNOWN_LABELS, Label, LabelSet
@@ -26,6 +29,7 @@ __all__ = [
     "FLUX_UNIT",
     "KINDS",
     "KNOWN_LABELS",
+    "MODEL_FILE",
     "SURVEYS",
     "XP_BANDS",
     "Column",
@@ -36,6 +40,8 @@ __all__ = [
     "Layout",
     "Release",
     "describe",
+    "flags",
+    "inferred_columns",
     "load_release",
     "photometry_columns",
     "resolved",

@@ -20,6 +20,7 @@ from pipeline.schema.bands import BANDS, SURVEYS
 from pipeline.schema.labels import DEFAULT_LABELS, LabelSet
 from pipeline.schema.release import XP_BANDS, Release, load_release
 
+MODEL_FILE = "model.h5"  # in the output folder of train.py: arrays, as fitting/ makes them
 FLUX_UNIT = "1e-18 W m-2 nm-1"
 MAP_UNIT = "in the map's own unit, which is its attribute `units`"
 
@@ -51,6 +52,7 @@ class FileKind:
 
     step: the script that writes it. archive_ids: its ids are called as the archive calls them.
     foreign: not written by this project alone. optional: its folder may be left out (--without).
+    format: version of what is in it; a file of another is refused, or made again.
     """
 
     title: str
@@ -61,6 +63,7 @@ class FileKind:
     archive_ids: bool = False
     foreign: bool = False
     optional: bool = False
+    format: int = 1
 
     def id_column(self, release) -> str:
         """Name of the column of source ids."""
@@ -90,6 +93,15 @@ XP = (
         text="lower triangle, row order",
         shape=("{band}:coefficient_covariances",),
     ),
+    # What the archive says of the solution, kept for whom it may interest; no step reads it.
+    Column("solution_id", "i8", text="of the processing", optional=True),
+    Column("{band}_degrees_of_freedom", "i2", text="of the solution", optional=True),
+    Column("{band}_n_measurements", "i2", text="used", optional=True),
+    Column("{band}_n_rejected_measurements", "i2", text="not used", optional=True),
+    Column("{band}_standard_deviation", text="of the solution, in the errors", optional=True),
+    Column("{band}_chi_squared", text="of the solution", optional=True),
+    Column("{band}_n_relevant_bases", "i2", text="bases beyond the noise", optional=True),
+    Column("{band}_relative_shrinking", text="by leaving out the others", optional=True),
 )
 
 # ---- step 2: the metadata --------------------------------------------------------------------
@@ -152,10 +164,30 @@ METADATA = (
     _gaia("phot_variable_flag", "S13", None, "photometric variability", "meta.code"),
     _quality("fidelity_v2", None, "fidelity of the astrometry, 0..1", "stat.probability"),
     _quality("norm_dg", "mag", "flux of neighbours; NaN: none", "phot.mag", passed="f4"),
-    _quality("theta_arcsec_worst_source", "arcsec", "distance of the worst", "pos.angDistance"),
-    _quality("dist_nearest_neighbor_at_least_m2_brighter", "arcsec", "", "pos.angDistance"),
-    _quality("dist_nearest_neighbor_at_least_0_brighter", "arcsec", "", "pos.angDistance"),
-    _quality("dist_nearest_neighbor_at_least_2_brighter", "arcsec", "", "pos.angDistance"),
+    _quality(
+        "theta_arcsec_worst_source",
+        "arcsec",
+        "distance of the neighbour that disturbs most",
+        "pos.angDistance",
+    ),
+    _quality(
+        "dist_nearest_neighbor_at_least_m2_brighter",
+        "arcsec",
+        "distance of the nearest source that is at most 2 mag fainter",
+        "pos.angDistance",
+    ),
+    _quality(
+        "dist_nearest_neighbor_at_least_0_brighter",
+        "arcsec",
+        "distance of the nearest source that is brighter",
+        "pos.angDistance",
+    ),
+    _quality(
+        "dist_nearest_neighbor_at_least_2_brighter",
+        "arcsec",
+        "distance of the nearest source that is 2 mag brighter or more",
+        "pos.angDistance",
+    ),
 )
 ZERO_POINT = (
     Column("parallax_raw", "f8", "mas", "as in the archive", "pos.parallax"),
@@ -245,6 +277,7 @@ FLUX = (
         attributes=("sample_wavelengths", "channels"),
     ),
 )
+STAR_FORMAT = 2  # 1 had the whitening of the XP covariance, and no names of the channels
 INPUT_FLAGS = Column("input_flags", "u2", None, flags.describe(flags.InputFlag), "meta.code")
 STAR = (ID, *PASSED, *PARALLAX, *FLUX, INPUT_FLAGS)
 TRAINING = (
@@ -276,6 +309,7 @@ TRAINING = (
 # ---- step 10: the catalogue ------------------------------------------------------------------
 
 _ERR = "stat.error"
+INFERRED_FORMAT = 2  # 1 had the parameters in another order: E, parallax, xi
 INFERRED = (
     Column(
         "stellar_params_est",
@@ -341,6 +375,12 @@ INFERRED = (
         ucd="stat.likelihood",
     ),
     Column(
+        "{direct}_est",
+        unit="{unit}",
+        text="{title}, by the direct estimate alone",
+    ),
+    Column("{direct}_err", unit="{unit}", text="1 sigma of it", ucd=_ERR),
+    Column(
         "{label}_confidence",
         text="probability of being within 3 sigma and {tolerance} {unit} of the truth",
         ucd="stat.probability",
@@ -385,13 +425,16 @@ FILES = {
         "xp_reddening_match",
         optional=True,
     ),
-    "training": FileKind("the training set", "compile_training_data.py", (*STAR, *TRAINING)),
+    "training": FileKind(
+        "the training set", "compile_training_data.py", (*STAR, *TRAINING), format=STAR_FORMAT
+    ),
     "opt_input": FileKind(
         "inputs of the inference",
         "gen_xp_input_allsources.py",
         STAR,
         "xp_opt_input_files",
         "xp_opt_input",
+        format=STAR_FORMAT,
     ),
     "opt_output": FileKind(
         "the catalogue",
@@ -399,8 +442,11 @@ FILES = {
         (ID, *PASSED, *PARALLAX, INPUT_FLAGS, *INFERRED),
         "xp_opt_output_files",
         "xp_opt_output",
+        format=INFERRED_FORMAT,
     ),
-    "validation": FileKind("validation stars", "train.py", (ID, *INFERRED, *TRAINING[:2])),
+    "validation": FileKind(
+        "validation stars", "train.py", (ID, *INFERRED, *TRAINING[:2]), format=INFERRED_FORMAT
+    ),
 }
 KINDS = {name: kind for name, kind in FILES.items() if kind.folder}
 
@@ -480,12 +526,21 @@ def _several(column, layout):
     if "{band}" in column.name:
         for band in XP_BANDS:
             yield column.name.format(band=band), {"band": band}
-    elif "{label}" in column.name:
+    elif "{label}" in column.name or "{direct}" in column.name:
         for label in layout.labels:
-            words = {"tolerance": f"{label.tolerance:g}", "unit": label.unit}
-            yield column.name.format(label=label.name), words
+            if "{direct}" not in column.name or not label.forward:
+                words = dataclasses.asdict(label) | {"tolerance": f"{label.tolerance:g}"}
+                yield column.name.format(label=label.name, direct=label.name), words
     else:
         yield column.name.format(id=layout.release.id_column), {}
+
+
+def _may_lack(column, release) -> bool:
+    """Whether the archive may lack a column of the metadata: all but those that are needed."""
+    archive = release.archive
+    return column.source is not None and (
+        column.name not in archive.needed or not archive.tables.get(column.source)
+    )
 
 
 def _is_of(column, release) -> bool:
@@ -494,10 +549,26 @@ def _is_of(column, release) -> bool:
     return not name.startswith("coefficient") or name in release.spectra.array_columns
 
 
-def resolved(kind, layout=None) -> dict:
+class Datasets(dict):
+    """{name: Dataset} of a kind of file, and which kind it is (a key of FILES)."""
+
+    def __init__(self, kind, datasets=()):
+        super().__init__(datasets)
+        self.kind = kind
+
+    @property
+    def format(self) -> int:
+        return FILES[self.kind].format
+
+    def only(self, names):
+        """The same kind with some of its datasets."""
+        return Datasets(self.kind, {name: self[name] for name in names})
+
+
+def resolved(kind, layout=None) -> Datasets:
     """{name: Dataset} of a kind of file (a key of FILES), spelled out for a `Layout`."""
     layout = Layout() if layout is None else layout
-    out = {}
+    out = Datasets(kind)
     for column in FILES[kind].columns:
         if not _is_of(column, layout.release):
             continue
@@ -506,7 +577,8 @@ def resolved(kind, layout=None) -> dict:
                 layout.size(s.format(**words) if isinstance(s, str) else s) for s in column.shape
             )
             text = column.text.format(**_words(column, layout), **words)
-            attributes = {"units": column.unit, "description": text, "ucd": column.ucd}
+            unit = column.unit and column.unit.format(**words)
+            attributes = {"units": unit, "description": text, "ucd": column.ucd}
             attributes |= {key: layout.attribute(key) for key in column.attributes}
             given = {key: value for key, value in attributes.items() if value is not None}
             if not text:
@@ -516,11 +588,20 @@ def resolved(kind, layout=None) -> dict:
                 column.dtype,
                 shape,
                 given,
-                column.optional,
+                column.optional or _may_lack(column, layout.release),
                 column.passed is not None,
                 column.source,
             )
     return out
+
+
+def inferred_columns(labels) -> dict:
+    """{name: Dataset} of what the inference makes of a star, for a `LabelSet`."""
+    copied = {column.name for column in (ID, *PASSED, *PARALLAX, INPUT_FLAGS)}
+    layout = Layout(labels=labels)
+    copied.add(layout.release.id_column)
+    found = resolved("opt_output", layout)
+    return {name: data for name, data in found.items() if name not in copied}
 
 
 def describe(kind, layout=None) -> str:

@@ -109,17 +109,24 @@ KNOWN_LABELS = {label.name: label for label in (TEFF, FEH, LOGG, ALPHA_M)}
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a star: name (in the attribute `parameters`), title, unit, UCD."""
+    """A parameter of a star: name (in the attribute `parameters`), title, unit, UCD, text."""
 
     name: str
     title: str
     unit: str
     ucd: str = ""
+    text: str = ""
 
 
-XI = Parameter("xi", "xi", "")
-EXTINCTION = Parameter("E", "E", "units of the training set's reddening", "phys.absorption")
-PARALLAX = Parameter("parallax", "parallax", "mas", "pos.parallax")
+XI = Parameter("xi", "xi", "", text="shape of the extinction curve")
+EXTINCTION = Parameter(
+    "E",
+    "E",
+    "units of the training set's reddening",
+    "phys.absorption",
+    "amount of dust in front of the star",
+)
+PARALLAX = Parameter("parallax", "parallax", "mas", "pos.parallax", "zero point corrected")
 BESIDE_LABELS = (XI, EXTINCTION, PARALLAX)
 
 

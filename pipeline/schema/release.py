@@ -62,7 +62,8 @@ class Spectra:
 @dataclass(frozen=True, eq=False)
 class Archive:
     """Where the archive has the metadata: tables {role: name}, names {ours: the archive's} where
-    they differ, needed: our names of columns that a step cannot do without."""
+    they differ (or {role: {ours: the archive's}}, of one table), needed: our names of columns that
+    a step cannot do without."""
 
     url: str
     has_spectrum: str
@@ -70,9 +71,10 @@ class Archive:
     tables: dict
     names: dict
 
-    def name_of(self, column) -> str:
-        """The archive's name of a column."""
-        return self.names.get(column, column)
+    def name_of(self, column, table=None) -> str:
+        """The archive's name of a column; table: the role of the one it is in."""
+        own = self.names.get(table, {})
+        return own.get(column, self.names.get(column, column))
 
 
 @dataclass(frozen=True)

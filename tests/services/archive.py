@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-import query_xp_metadata
 from demo import build_sky
 from pipeline.read import ShardReader
+from pipeline.schema.columns import METADATA
 from pipeline.select import list_fids, shard_path
 
 HERE = Path(__file__).resolve().parent
@@ -26,6 +26,11 @@ CANNOT = 77  # exit status of tap_server.sh: not on this machine
 N_ABSENT = 3  # sources of the spectra that the archive does not have
 N_UNFLAGGED = 5  # whose has_xp_continuous is false: only come when asked by id
 N_STRANGERS = 40  # archive rows with XP spectra that the shards lack
+# {role of a table: {name: Column}} of the metadata.
+COLUMNS = {
+    role: {column.name: column for column in METADATA if column.source == role}
+    for role in ("source", "quality")
+}
 SCHEMAS = {
     "gaia_source": "gaiadr3",
     "tmass_psc_xsc_best_neighbour": "gaiadr3",
@@ -65,12 +70,11 @@ def build_data_dir(out):
 
 def gaia_source(metadata, rng):
     """Gaia's columns: parallaxes and all, with five-, six- and two-parameter solutions."""
-    table = {
-        name: np.ma.array(metadata[name], dtype=column.dtype, copy=True)
-        for name, column in query_xp_metadata.COLUMNS.items()
-        if column.adql.startswith("g.")
-    }
-    n = len(table["source_id"])
+    n = len(metadata["source_id"])
+    table = {}
+    for name, column in COLUMNS["source"].items():
+        values = np.zeros(n) * np.nan if column.dtype[0] == "f" else np.zeros(n, column.dtype)
+        table[name] = np.ma.array(metadata.get(name, values), dtype=column.dtype, copy=True)
     for name, values in table.items():
         if values.dtype.kind == "f" and np.isnan(values.data).all():
             table[name] = np.ma.array(rng.uniform(0.1, 1, n).astype(values.dtype))
@@ -102,9 +106,8 @@ def spurious(ids, rng):
     """external.gaiaedr3_spurious: one source in 60 is not in it, norm_dg is mostly null."""
     ids = ids[rng.random(len(ids)) > 1 / 60]
     table = {"source_id": np.ma.array(ids)}
-    for name in query_xp_metadata.COLUMNS:
-        if query_xp_metadata.COLUMNS[name].adql.startswith("s."):
-            table[name] = np.ma.array(rng.uniform(0, 30, len(ids)).astype("f4"))
+    for name in COLUMNS["quality"]:
+        table[name] = np.ma.array(rng.uniform(0, 30, len(ids)).astype("f4"))
     table["norm_dg"].mask = rng.random(len(ids)) < 0.7
     return table
 

@@ -1,0 +1,105 @@
+"""The losses of the training, in TensorFlow: of a batch as `fitting.batches` makes it."""
+
+import numpy as np
+
+from fitting.algebra import marginal_chi2, student_misfit
+from pipeline.quiet_tensorflow import tf
+
+FLAT_EXT_ERR = 3.0  # prior of E where it is to be found out
+MIN_NOISE_EXT = 0.02  # E at which the noise is evaluated is at least this
+LOSS_LINEAR_UNTIL = 6.0  # the posterior loss of a star grows as its logarithm beyond
+DIRECT_NU = 6.0  # degrees of freedom of the direct estimate's errors: labels are wrong
+LN_CDF_SERIES = -4.0  # below, the ln of the normal distribution function goes as its tail
+
+
+class Losses:
+    """The losses of stars under a `StellarModel`, each (B,)."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def _whitened(self, batch, columns, residuals):
+        """Nuisance columns and residuals, whitened, and ln |det S|."""
+        ext = tf.maximum(batch["ext"], MIN_NOISE_EXT)
+        whitening, ln_det = self.model.noise.whitening(
+            batch["z_noise"], ext, batch["rel_err"], batch["used"], batch["features"]
+        )
+        white = tf.matmul(tf.concat([columns, residuals], 1), whitening, transpose_b=True)
+        k = columns.shape[1]
+        return white[:, :k], white[:, k:], ln_det
+
+    def _curve_columns(self, batch):
+        """R at xi = 0 (B, n_wl) and the change of ln flux with xi there."""
+        curve, slope = self.model.flux.ext_curve(tf.zeros_like(batch["ext"]))
+        return curve, -tf.maximum(batch["ext"], MIN_NOISE_EXT)[:, None] * curve * slope
+
+    def likelihood(self, batch):
+        """-ln p(fluxes | label, E, parallax) per flux: the errors of all three and xi are
+        marginalised."""
+        ln_flux, dz = self.model.flux.ln_flux_and_jacobian(batch["z"])
+        curve, dxi = self._curve_columns(batch)
+        residual = (
+            batch["value"]
+            - ln_flux
+            + batch["ext"][:, None] * curve
+            - 2.0 * batch["ln_plx"][:, None]
+        )
+        plx = 2.0 * batch["ln_plx_err"][:, None] * tf.ones_like(curve)
+        columns = tf.concat(
+            [
+                tf.stack([curve * batch["ext_err"][:, None], plx, dxi], 1),
+                tf.stop_gradient(dz) * batch["z_err"][:, :, None],
+            ],
+            1,
+        )
+        u, r, ln_det = self._whitened(batch, columns, residual[:, None])
+        chi2, _, _, ln_det_m = marginal_chi2(r, u)
+        n = tf.reduce_sum(batch["used"], 1)
+        misfit = student_misfit(chi2[:, 0], n, self.model.noise.nu)
+        return (misfit + 0.5 * ln_det_m - ln_det) / tf.maximum(n, 1.0)
+
+    def posterior(self, batch):
+        """-ln probability of the label among the batch's candidate types, given the fluxes.
+
+        The label and the other candidates are drawn alike about a common centre, so they are
+        exchangeable but for the prior and the fluxes: this is small where the posterior is right,
+        in place and in width. E > 0, parallax and xi are marginalised, and so are the errors of the
+        label where the batch has them.
+        """
+        candidates = batch["candidates"]  # (B, k, K)
+        shape = candidates.shape[:2]
+        flat = tf.reshape(candidates, (-1, candidates.shape[2]))
+        ln_flux = tf.reshape(self.model.flux.ln_flux(flat), (*shape, -1))
+        curve, dxi = self._curve_columns(batch)
+        residual = batch["value"][:, None] - ln_flux - 2.0 * batch["ln_plx"][:, None, None]
+        plx = 2.0 * batch["ln_plx_err"][:, None] * tf.ones_like(curve)
+        columns = tf.stack([-FLAT_EXT_ERR * curve, plx, dxi], 1)
+        if "label_err" in batch:
+            _, dz = self.model.flux.ln_flux_and_jacobian(batch["z_noise"])
+            columns = tf.concat([columns, dz * batch["label_err"][:, :, None]], 1)
+        u, r, _ = self._whitened(batch, columns, residual)
+        chi2, amplitude, inverse, _ = marginal_chi2(r, u)
+        n = tf.reduce_sum(batch["used"], 1)[:, None]
+        # The part of the Gaussian in E that lies at E > 0, relative to its width.
+        positive = _ln_normal_cdf(amplitude[:, :, 0] * tf.math.rsqrt(inverse[:, 0, 0])[:, None])
+        ln_prior = tf.reshape(self.model.prior.ln_density_z(flat), shape)
+        ln_post = ln_prior + positive - student_misfit(chi2, n, self.model.noise.nu)
+        loss = tf.reduce_logsumexp(ln_post, 1) - ln_post[:, 0]
+        excess = tf.maximum(loss / LOSS_LINEAR_UNTIL, 1.0)
+        bent = LOSS_LINEAR_UNTIL * (1.0 + tf.math.log(excess))
+        return tf.where(loss < LOSS_LINEAR_UNTIL, loss, bent)
+
+    def direct(self, batch):
+        """-ln p(label) by the direct estimate, Student-t, up to a constant; the mean over its
+        networks. The errors of the labels count as its own."""
+        z, ln_sigma = self.model.direct.outputs(batch["inputs"])
+        off = (batch["z"] - z) * tf.exp(-ln_sigma)
+        terms = ln_sigma + 0.5 * (DIRECT_NU + 1) * tf.math.log1p(off * off / DIRECT_NU)
+        return tf.reduce_mean(tf.reduce_sum(terms, 2), 0)
+
+
+def _ln_normal_cdf(x):
+    """ln of the normal distribution function, without cancellation in its lower tail."""
+    bent = tf.maximum(x, LN_CDF_SERIES)
+    tail = tf.where(x < LN_CDF_SERIES, 0.5 * (x * x - LN_CDF_SERIES**2), 0.0)
+    return tf.math.log(0.5 * tf.math.erfc(-bent / np.sqrt(2.0))) - tail

@@ -1,0 +1,79 @@
+"""The trained model, whole: what step 10 needs of a training."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fitting.confidence import Confidence
+from fitting.posterior import ErrorModel
+from fitting.stellar_model import StellarModel
+
+MOST_HULL_LABELS = 4  # of more labels, a convex hull has too many faces: a box takes its place
+INSIDE = 1e-6  # of the hull: rounding
+
+
+@dataclass(frozen=True)
+class TrainingRange:
+    """Where the training stars are. faces (m, K + 1): of the convex hull of their types, points x
+    inside have faces[:, :K] x + faces[:, K] <= 0. limits (2, 3): lowest and highest E, brightness
+    and error level."""
+
+    faces: np.ndarray
+    limits: np.ndarray
+
+    @classmethod
+    def of_stars(cls, theta, ext, features):
+        """The range of stars: theta (N, K), ext (N,), features (N, 2) of `LnFlux`."""
+        values = np.column_stack([ext, features])
+        return cls(_faces(np.asarray(theta, "f8")), np.stack([values.min(0), values.max(0)]))
+
+    def excludes(self, theta, ext, features):
+        """Which stars are outside (N,) bool; arguments as in `of_stars`."""
+        outside = (theta @ self.faces[:, :-1].T + self.faces[:, -1] > INSIDE).any(1)
+        values = np.column_stack([ext, features])
+        low, high = self.limits
+        return outside | (values < low).any(1) | (values > high).any(1)
+
+
+def _faces(theta):
+    from scipy.spatial import ConvexHull
+
+    n_labels = theta.shape[1]
+    if n_labels <= MOST_HULL_LABELS:
+        return ConvexHull(theta).equations
+    one = np.eye(n_labels)
+    high = np.column_stack([one, -theta.max(0)])
+    return np.concatenate([high, np.column_stack([-one, theta.min(0)])])
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Model, error model, confidences and range of the training stars."""
+
+    stellar: StellarModel
+    errors: ErrorModel
+    confidence: Confidence
+    range: TrainingRange
+
+    def to_arrays(self):
+        """All that defines it, as {name: array}."""
+        return (
+            self.stellar.to_arrays()
+            | self.confidence.to_arrays()
+            | {
+                "error_factors": self.errors.factors,
+                "pool_weights": self.errors.pool_weights,
+                "range_faces": self.range.faces,
+                "range_limits": self.range.limits,
+            }
+        )
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        """What `to_arrays` described. Raises KeyError where an array is missing."""
+        return cls(
+            StellarModel.from_arrays(arrays),
+            ErrorModel(arrays["error_factors"], arrays["pool_weights"]),
+            Confidence.from_arrays(arrays),
+            TrainingRange(arrays["range_faces"], arrays["range_limits"]),
+        )

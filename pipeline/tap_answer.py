@@ -1,0 +1,90 @@
+"""What a TAP service answers: a VOTable document, made into plain columns or a reason why not."""
+
+import gzip
+import io
+import re
+import zlib
+
+import numpy as np
+from astropy.io import votable
+
+from pipeline.errors import ShardError
+from pipeline.tap_service import PassingError, first_words
+
+ROW_LIMIT_ADVICE = "; give --login and a larger --row-limit"
+TRUE = ("true", "t", "1")  # booleans that come as text
+
+
+class BadAnswerError(PassingError):
+    """What was fetched is not a whole VOTable."""
+
+
+def parse_answer(data: bytes, row_limit):
+    """{column name in lower case: (n,) masked array} of a VOTable document.
+
+    Raises BadAnswerError where it is no whole VOTable or an error document, ShardError where rows
+    were cut: the service says OVERFLOW, or there are `row_limit` of them.
+    """
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise BadAnswerError(f"a broken gzip stream of {len(data)} bytes") from error
+    if not re.search(rb"</(\w+:)?VOTABLE>\s*\Z", data[-64:]):
+        kind = "not a VOTable" if b"VOTABLE" not in data[:1000] else "a VOTable cut short"
+        raise BadAnswerError(f"{kind}: {first_words(data[:1000])}")
+    try:
+        document = votable.parse(io.BytesIO(data), verify="ignore")
+    except Exception as error:  # whatever a damaged document makes of the parser
+        raise BadAnswerError(f"a VOTable that cannot be parsed: {error!r}") from error
+    tables = list(document.iter_tables())
+    infos = [info for resource in document.resources for info in resource.infos]
+    infos += [info for table in tables for info in table.infos] + list(document.infos)
+    for info in infos:
+        status = info.value.upper() if info.name == "QUERY_STATUS" else ""
+        if status == "ERROR":
+            words = first_words((info.content or "no reason given").encode())
+            raise BadAnswerError(f"an error document: {words}")
+        if status == "OVERFLOW":
+            raise ShardError(f"the service cut the result at its row limit{ROW_LIMIT_ADVICE}")
+    if not tables:
+        raise BadAnswerError("a VOTable without a table")
+    table = tables[0]
+    if len(table.array) >= row_limit:
+        raise ShardError(f"the result has {len(table.array)} rows, the row limit{ROW_LIMIT_ADVICE}")
+    names = [field.name.lower() for field in table.fields]
+    columns = table.array.dtype.names or ()
+    return {name: table.array[column] for name, column in zip(names, columns, strict=True)}
+
+
+def plain_columns(answer, dtypes) -> dict:
+    """Columns {name: (n,) array of its dtype} of an answer; what is null becomes NaN, 0 or b"".
+
+    dtypes: {name: dtype}. ShardError where a column is absent, an id is null or not a whole number,
+    or a number does not fit.
+    """
+    absent = [name for name in dtypes if name not in answer]
+    if absent:
+        raise ShardError(f"the answer has no column {', '.join(absent)}; found {', '.join(answer)}")
+    return {name: _plain(name, answer[name], dtype) for name, dtype in dtypes.items()}
+
+
+def _plain(name, column, dtype):
+    null, values = np.ma.getmaskarray(column), np.ma.getdata(column)
+    kind = np.dtype(dtype).kind
+    if kind == "S":
+        return np.strings.encode(np.strings.strip(np.where(null, "", values).astype(str)), "utf-8")
+    if kind == "b":
+        if values.dtype.kind != "b":
+            values = np.isin(np.strings.lower(np.where(null, "", values).astype(str)), TRUE)
+        return values & ~null
+    if values.dtype.kind not in ("iu" if kind == "i" else "fiu"):
+        raise ShardError(f"column {name} of the answer is {values.dtype}, expected {dtype}")
+    if kind == "f":
+        return np.where(null, np.nan, values).astype(dtype)
+    if name == "source_id" and null.any():
+        raise ShardError(f"{int(null.sum())} rows of the answer have no {name}")
+    whole = np.where(null, 0, values)
+    if len(whole) and not np.iinfo(dtype).min <= whole.min() <= whole.max() <= np.iinfo(dtype).max:
+        raise ShardError(f"column {name} of the answer does not fit {dtype}")
+    return whole.astype(dtype)

@@ -1,0 +1,161 @@
+"""Small models of stars with 2, 3 or 4 labels, and stars drawn from them."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from scipy import stats
+
+from fitting.noise import NoiseModel
+from fitting.observed import StarData
+from fitting.prior import MixturePrior
+from fitting.star_solver import StarSolver
+from fitting.stellar_model import StellarModel
+from model import FluxModel
+from model_oracle import Oracle
+from pipeline.schema import DEFAULT_LABELS, KNOWN_LABELS, LabelSet, load_release
+from xp_utils import flux_channels, load_xp_basis
+
+CHANNELS = flux_channels(load_xp_basis(load_release()))
+N_WL, N_XP = len(CHANNELS), CHANNELS.n_xp
+BP = np.flatnonzero(CHANNELS.bp & ~CHANNELS.rp)
+NO_BP = np.flatnonzero(CHANNELS.bp)  # what a star without BP lacks
+RP = np.flatnonzero(CHANNELS.rp & ~CHANNELS.bp)
+TMASS, WISE = CHANNELS.photometry.values()
+
+# Of the labels: mean, scale, and of a mixture in z the means and covariances, a row a component.
+NAMES = ("teff", "feh", "logg", "alpha_m")
+MEAN, SCALE = np.array([5.2, -0.3, 3.2, 0.1]), np.array([0.7, 0.4, 1.1, 0.12])
+PRIOR_WEIGHTS = np.array([0.5, 0.3, 0.2])
+MEANS = np.array([[0.6, 0.1, 0.9, -0.3], [-0.6, 0.0, -1.0, 0.2], [0.0, -1.2, 0.3, 1.1]])
+COVARIANCES = np.array(
+    [
+        [[0.5, 0.1, -0.2, 0.0], [0.1, 0.6, 0.0, -0.2], [-0.2, 0.0, 0.3, 0.1], [0, -0.2, 0.1, 0.5]],
+        [[0.2, 0.0, 0.15, 0.0], [0.0, 0.5, 0.1, -0.1], [0.15, 0.1, 0.4, 0], [0, -0.1, 0, 0.4]],
+        [[0.6, -0.2, 0.0, 0.0], [-0.2, 0.4, 0.1, 0.0], [0.0, 0.1, 0.8, 0.1], [0, 0, 0.1, 0.3]],
+    ]
+)
+LABEL_SETS = {
+    2: LabelSet([KNOWN_LABELS[name] for name in ("teff", "logg")]),
+    3: DEFAULT_LABELS,
+    4: LabelSet([KNOWN_LABELS[name] for name in NAMES]),
+}
+
+
+def of_labels(labels):
+    """Places (K,) of labels in the constants above."""
+    return [NAMES.index(label.name) for label in labels]
+
+
+THETA_MEAN, THETA_SCALE = MEAN[:3], SCALE[:3]  # of the usual labels
+
+
+def randomise(module, rng, sizes):
+    """Add normal noise of the sizes {part of a variable's name: standard deviation}."""
+    for name, size in sizes.items():
+        for variable in module.variables:
+            if name in variable.name:
+                noise = rng.normal(0, size, variable.shape)
+                variable.assign(variable.numpy() + noise.astype("f4"))
+
+
+def make_flux_model(labels=DEFAULT_LABELS, seed=0, hidden=12):
+    """A forward model with smooth spectra that differ by some 30% for a unit of z."""
+    rng, place = np.random.default_rng(seed), of_labels(labels)
+    x = np.log(CHANNELS.wavelengths / 550.0)
+    basis = stats.ortho_group.rvs(N_WL, random_state=seed)
+    model = FluxModel(
+        CHANNELS.wavelengths, MEAN[place], SCALE[place], 3.0 - x - x * x, basis, hidden, seed=seed
+    )
+    randomise(model, rng, {"bias_0": 0.5, "bias_1": 0.3, "bias_2": 0.3})
+    smooth = np.cos(np.arange(10)[:, None] * (2.0 * x + 1.0))  # (10, n_wl)
+    spectra = rng.normal(0, 0.3, (hidden + 1, 10)) @ smooth / np.sqrt(10)
+    outputs = (spectra @ basis.T).astype("f4")  # basis^-1 = basis^T
+    model.w_out.assign(outputs[:-1])
+    model.bias_out.assign(outputs[-1])
+    model.ln_ext_curve_xi.assign((0.15 * np.cos(4 * x) - 0.1).astype("f4"))
+    return model
+
+
+NOISE_SIZES = {
+    "b1": 0.3,
+    "b2": 0.3,
+    "w_out": 0.3,
+    "base": 0.1,
+    "ln_scatter": 0.2,
+    "ln_err_factor": 0.2,
+    "ln_level": 0.1,
+    "ln_nu": 0.5,
+}
+
+
+def make_noise_model(n_labels=3, seed=0, hidden=6):
+    """A noise model whose covariance is full and depends on the star."""
+    noise = NoiseModel(N_WL, N_XP, n_labels, [3.0, np.log(0.02)], [1.0, 0.5], hidden, seed)
+    randomise(noise, np.random.default_rng(seed), NOISE_SIZES)
+    return noise
+
+
+def make_prior(labels=DEFAULT_LABELS):
+    place = of_labels(labels)
+    covariances = COVARIANCES[:, place][:, :, place]
+    return MixturePrior(PRIOR_WEIGHTS, MEANS[:, place], covariances, SCALE[place], -9.0)
+
+
+def make_model(labels=DEFAULT_LABELS, seed=0):
+    """A `StellarModel` without a direct estimate; labels: all of the forward model."""
+    place = of_labels(labels)
+    parts = (
+        make_flux_model(labels, seed),
+        make_noise_model(len(place), seed),
+        make_prior(labels),
+    )
+    return StellarModel(labels, CHANNELS, "dr3", "a basis", MEAN[place], SCALE[place], *parts)
+
+
+@functools.cache
+def shared_solver(n_labels=3):
+    """One `StarSolver` of `make_model` for all tests: compiling it takes seconds."""
+    return StarSolver(make_model(LABEL_SETS[n_labels]), batch_size=64)
+
+
+def mock_stars(model, n, seed=0, plx_snr=10.0, rel_err=0.02):
+    """`StarData` of n stars drawn from the model: types from the prior, fluxes from the noise
+    model; and their true u (n, K + 3)."""
+    rng, oracle, at = np.random.default_rng(seed), Oracle(model), model.coordinates
+    u = np.column_stack(
+        [
+            model.prior.sample(n, rng),
+            rng.normal(size=n),
+            np.log(rng.uniform(0.05, 1.5, n)),
+            rng.normal(0, 0.7, n),
+        ]
+    )
+    errors = rel_err * np.exp(rng.normal(0, 0.2, (n, 1))) * np.ones(N_WL)
+    ln_flux = np.array([oracle.mu(row) for row in u])
+    bright = CHANNELS.rp & ~CHANNELS.bp
+    for i in range(n):
+        features = np.array([ln_flux[i, bright].mean(), np.log(errors[i, :N_XP]).mean()])
+        covariance = oracle.covariance(u[i, at.z], np.exp(u[i, at.ln_ext]), errors[i], features)
+        ln_flux[i] += np.linalg.cholesky(covariance) @ rng.normal(size=N_WL)
+    flux, plx = np.exp(ln_flux), np.exp(u[:, at.ln_plx])
+    plx_err = plx / plx_snr
+    data = StarData(
+        flux.astype("f4"),
+        (errors * flux).astype("f4"),
+        (plx + plx_err * rng.normal(size=n)).astype("f4"),
+        plx_err.astype("f4"),
+        CHANNELS,
+    )
+    return data, u
+
+
+def replaced(data, **columns):
+    """The same stars with some columns replaced."""
+    return dataclasses.replace(data, **columns)
+
+
+def table_of(data):
+    """Columns `OBSERVED` of stars, which may be changed."""
+    values = (data.flux, data.flux_err, data.parallax, data.parallax_err)
+    return {k: v.copy() for k, v in zip(("flux", "flux_err", "plx", "plx_err"), values)}

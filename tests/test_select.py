@@ -1,0 +1,115 @@
+"""Shards are found by their names, and every one is in one part."""
+
+import pytest
+from shard_case import arguments, fid_list, touch_shards
+
+from pipeline import schema, select
+from pipeline.errors import ShardError, UsageError
+
+
+def test_every_shard_is_in_exactly_one_part_which_never_moves(tmp_path):
+    fids = fid_list(60)
+    touch_shards(tmp_path, fids)
+    parts = [select.select_fids(arguments(tmp_path, "--partition", 4, k), "xp") for k in range(4)]
+    assert sorted(fid for part in parts for fid in part) == fids
+    assert all(parts)
+    for fid in fids[::2]:
+        select.shard_path(tmp_path, "xp", fid).unlink()
+    for k, part in enumerate(parts):
+        left = select.select_fids(arguments(tmp_path, "--partition", 4, k), "xp")
+        assert set(left) == set(part) & set(fids[1::2])
+    assert select.partition_of("000000-003111", 1000) == 128  # the same on every machine
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_slurm_array_tasks_cover_the_shards_wherever_the_array_starts(tmp_path, monkeypatch, first):
+    touch_shards(tmp_path, fid_list(20))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", str(first))
+    chosen = []
+    for task in range(first, first + 3):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        chosen += select.select_fids(arguments(tmp_path), "xp")
+    assert sorted(chosen) == fid_list(20)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(first + 7))
+    with pytest.raises(UsageError, match="part 7 of 3"):
+        select.select_fids(arguments(tmp_path), "xp")
+    assert select.select_fids(arguments(tmp_path, "--partition", 1, 0), "xp") == fid_list(20)
+
+
+def test_only_exact_names_are_shards(tmp_path):
+    touch_shards(tmp_path, ["000000-000099"])
+    folder = tmp_path / "xp_continuous_mean_spectrum"
+    for name in (
+        ".XpContinuousMeanSpectrum_000100-000199.h5.node-1.ab.part",
+        "XpContinuousMeanSpectrum_000100-000199.h5.bak",
+        "XpContinuousMeanSpectrum_100-199.h5",
+        "copy_XpContinuousMeanSpectrum_000100-000199.h5",
+    ):
+        (folder / name).touch()
+    assert select.list_fids(tmp_path, "xp") == ["000000-000099"]
+    assert select.list_fids(tmp_path, "tmass") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--partition", 2, 2], "part 2 of 2"),
+        (["--partition", 0, 0], "part 0 of 0"),
+        (["--shards", "000001-000002"], "000001-000002"),
+    ],
+)
+def test_impossible_selections_are_usage_errors(tmp_path, options, message):
+    touch_shards(tmp_path, fid_list(3))
+    with pytest.raises(UsageError, match=message):
+        select.select_fids(arguments(tmp_path, *options), "xp")
+
+
+def test_missing_folders_are_usage_errors_that_name_the_way_out(tmp_path):
+    with pytest.raises(UsageError, match="--data-dir"):
+        select.select_fids(arguments(tmp_path), "xp")
+    touch_shards(tmp_path, fid_list(1))
+    with pytest.raises(UsageError, match="--without tmass"):
+        select.used_kinds(tmp_path, ["xp", "tmass"])
+    assert select.used_kinds(tmp_path, ["xp", "tmass"], ["tmass"]) == ["xp"]
+    with pytest.raises(ShardError, match="xp_tmass_match_000000"):
+        select.input_paths(tmp_path, fid_list(1)[0], ["xp", "tmass"])
+
+
+def test_help_of_a_step_is_its_docstring_and_every_dataset_that_it_writes():
+    text = select.step_parser(
+        "What it does.\n\n    python step.py", "tmass", "training"
+    ).format_help()
+    assert "What it does.\n\n    python step.py" in text
+    for kind in ("tmass", "training"):
+        for name in schema.resolved(kind):
+            assert f"  {name} (N" in text
+    assert "  flux (N,66) [1e-18 W m-2 nm-1]: XP spectrum" in text
+
+
+def parse_release(*words):
+    parser = select.step_parser("What it does.")
+    select.add_release_argument(parser)
+    return parser.parse_args([str(word) for word in words]).release
+
+
+def test_a_release_is_asked_for_by_name_or_by_the_path_of_its_file(tmp_path):
+    assert parse_release() is schema.load_release("dr3")
+    text = (schema.release.FOLDER / "dr3.toml").read_text()
+    path = tmp_path / "own.toml"
+    path.write_text(text.replace('name = "dr3"', 'name = "own"'))
+    assert parse_release("--release", path).name == "own"
+
+
+@pytest.mark.parametrize("damage", ["absent", "not a release"])
+def test_a_release_that_cannot_be_read_is_one_clear_error(tmp_path, capsys, damage):
+    path = tmp_path / "dr9.toml"
+    if damage != "absent":
+        path.write_text("name = 3")
+    with pytest.raises(SystemExit) as exit_status:
+        parse_release("--release", path)
+    assert exit_status.value.code == 2
+    assert "dr9.toml" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_release("--release", "dr9")
+    assert "no release dr9: known are dr3" in capsys.readouterr().err

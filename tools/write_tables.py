@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Write the tables of the documentation that come from the schema (pipeline/schema/).
+
+    python tools/write_tables.py
+    python tools/write_tables.py --check
+
+In each file of PAGES, what stands between a line `<!-- table: NAME -->` and the next line
+`<!-- end -->` is replaced by the table NAME, which is one of
+
+  files                  a section on each kind of file, with the table of its datasets
+  a kind of file         the table of its datasets alone, as of opt_output
+  steps                  the scripts, and what each of them makes
+  folders                the folders of the data directory, and what fills them
+  parameters             the parameters of a star, in the order of stellar_params_est
+  bands                  the photometric bands of the flux vector
+  quality_flags, input_flags, parallax_zeropoint_flags, coverage     the bits of flags
+
+for the default release and labels. Exit status: 0; with --check, which changes nothing, 1 where a
+table is out of date; 2 where a page asks for a table that there is not.
+"""
+
+import argparse
+import ast
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.schema import BANDS, DEFAULT_LABELS, FILES, KINDS, SURVEYS, flags, resolved
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/files.md", "data/README.md")
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+OPENED = re.compile(r"<!-- table:")
+# What is no shard, and who makes it.
+SINGLE_FILES = {
+    "training": "`training_data.h5`",
+    "validation": "`output_folder/validation.h5`",
+}
+LABELS_STEP = (6, "(your own)", "`training_params.h5`", "stars with known labels")
+MODEL = ("`output_folder/`", "the model, its figures, and how good it is")
+FLAGS = {
+    "quality_flags": flags.quality_flag(DEFAULT_LABELS),
+    "input_flags": flags.InputFlag,
+    "parallax_zeropoint_flags": flags.ZeroPointFlag,
+    "coverage": flags.Coverage,
+}
+
+
+EVERY_DATASET = ("units", "description", "ucd")  # attributes
+
+
+class NoTableError(Exception):
+    """A page asks for what there is not; the message says what."""
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+
+def table(heads, rows) -> str:
+    """A Markdown table; cells as they are, but for the bar."""
+    cells = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
+    lines = [heads, ["---"] * len(heads), *cells]
+    return "".join(f"| {' | '.join(line)} |\n".replace("  ", " ") for line in lines)
+
+
+def place_of(kind) -> str:
+    """Where files of a kind lie."""
+    if kind in KINDS:
+        return f"`data/{KINDS[kind].folder}/{KINDS[kind].prefix}_{{fid}}.h5`"
+    return SINGLE_FILES[kind]
+
+
+def dataset_row(data):
+    """The row of a `schema.Dataset`."""
+    unit, text, ucd = (data.attributes.get(key, "") for key in EVERY_DATASET)
+    if text.startswith("bits: "):
+        text = "bits: see [flags](#flags)"
+    shape = ", ".join(["N", *map(str, data.shape)])
+    return f"`{data.name}`", data.dtype, shape, unit, text, ucd and f"`{ucd}`"
+
+
+def datasets_table(kind) -> str:
+    """The datasets of a kind of file."""
+    heads = ("dataset", "type", "shape", "unit", "meaning", "UCD")
+    return table(heads, map(dataset_row, resolved(kind).values()))
+
+
+def further_attributes(kind) -> str:
+    """What datasets have beside their unit, words and UCD; "" where none has anything."""
+    having = {}
+    for data in resolved(kind).values():
+        for name in data.attributes.keys() - set(EVERY_DATASET):
+            having.setdefault(name, []).append(f"`{data.name}`")
+    lines = (f"`{name}` (of {', '.join(having[name])})" for name in sorted(having))
+    return f"\nFurther attributes: {'; '.join(lines)}.\n" if having else ""
+
+
+def files_sections() -> str:
+    """A section on each kind of file."""
+    sections = []
+    for name, kind in FILES.items():
+        by = f"{place_of(name)}; written by `{kind.step}`"
+        body = f"{by}.\n\n{datasets_table(name)}{further_attributes(name)}"
+        sections.append(f"\n### `{name}`: {kind.title}\n\n{body}")
+    return "".join(sections) + "\n"
+
+
+def flags_table(cls) -> str:
+    """The bits of a class of flags."""
+    return table(("bit", "name", "set when"), ((f.value, f"`{f.name}`", f.text) for f in cls))
+
+
+def step_number(script) -> int:
+    """The number of a step, from the first line of its script."""
+    first = ast.get_docstring(ast.parse((ROOT / script).read_text())).splitlines()[0]
+    return int(re.match(r"Step (\d+)", first)[1])
+
+
+def steps_table() -> str:
+    """The ten steps: script, and what it makes."""
+    made = {kind.step: (place_of(name), kind.title) for name, kind in FILES.items()}
+    made[FILES["validation"].step] = MODEL
+    rows = [(step_number(script), f"`{script}`", *what) for script, what in made.items()]
+    return table(("#", "script", "makes", "which is"), sorted([*rows, LABELS_STEP]))
+
+
+def folders_table() -> str:
+    """The folders of the data directory."""
+    rows = (
+        (f"`{kind.folder}/`", f"`{kind.prefix}_{{fid}}.h5`", kind.title, f"`{kind.step}`")
+        for kind in KINDS.values()
+    )
+    return table(("folder", "files", "what is in them", "filled by"), rows)
+
+
+def parameters_table() -> str:
+    """The parameters of a star, in order."""
+    rows = (
+        (i, f"`{p.name}`", p.text or p.title, p.unit, p.ucd and f"`{p.ucd}`")
+        for i, p in enumerate(DEFAULT_LABELS.parameters)
+    )
+    return table(("place", "name", "meaning", "unit", "UCD"), rows)
+
+
+def bands_table() -> str:
+    """The photometric bands, in the order of the flux vector."""
+    rows = (
+        (b.name, SURVEYS[b.survey].title, f"{b.wavelength:g}", f"{b.vega_to_ab:g}") for b in BANDS
+    )
+    return table(("band", "survey", "wavelength (nm)", "m_AB − m (mag)"), rows)
+
+
+def make_table(name) -> str:
+    """The table of a name. Raises NoTableError where there is none."""
+    if name in FILES:
+        return datasets_table(name)
+    if name in FLAGS:
+        return flags_table(FLAGS[name])
+    others = {
+        "files": files_sections,
+        "steps": steps_table,
+        "folders": folders_table,
+        "parameters": parameters_table,
+        "bands": bands_table,
+    }
+    if name not in others:
+        raise NoTableError(f"no table {name}; there are {', '.join([*others, *FLAGS, *FILES])}")
+    return others[name]()
+
+
+# ---- pages -----------------------------------------------------------------------------------
+
+
+def filled(text) -> str:
+    """A page with its tables as they are to be. Raises NoTableError for a marker without an end."""
+    if len(MARKED.findall(text)) != len(OPENED.findall(text)):
+        raise NoTableError("a line <!-- table: NAME --> has no line <!-- end --> after it")
+    return MARKED.sub(lambda match: match[1] + make_table(match[2]) + match[3], text)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    outdated = []
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        try:
+            new = filled(text)
+        except NoTableError as error:
+            sys.stderr.write(f"{page}: {error}\n")
+            return 2
+        if new != text:
+            outdated.append(page)
+        if new != text and not args.check:
+            (ROOT / page).write_text(new)
+    sys.stdout.write(
+        "".join(f"{page}: {'out of date' if args.check else 'written'}\n" for page in outdated)
+    )
+    return 1 if args.check and outdated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
