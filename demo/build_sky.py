@@ -46,7 +46,16 @@ from pipeline.errors import UsageError
 from pipeline.provenance import Status, output_state, provenance
 from pipeline.read import ShardReader
 from pipeline.run import usage_exit
-from pipeline.schema import DEFAULT_LABELS, KINDS, XP_BANDS, LabelSet, Layout, Release, resolved
+from pipeline.schema import (
+    DEFAULT_LABELS,
+    KINDS,
+    KNOWN_LABELS,
+    XP_BANDS,
+    LabelSet,
+    Layout,
+    Release,
+    resolved,
+)
 from pipeline.schema.labels import parse_label
 from pipeline.select import add_release_argument, list_fids, shard_path
 from pipeline.write import ShardWriter
@@ -290,11 +299,7 @@ def write_labels(path, labels, sky):
     with contextlib.suppress(UsageError):  # of other labels: made again
         if is_done(path, dataclasses.replace(sky, settings=settings)):
             return
-    try:
-        star = sky.part(0, len(sky.source_id))
-        table = label_table(star, labels, sky.release.id_column)
-    except ValueError as error:
-        raise UsageError(f"{sky.star_file}: {error}") from error
+    table = label_table(sky.part(0, len(sky.source_id)), labels, sky.release.id_column)
     attrs = {"sky": json.dumps(settings)}
     with ShardWriter(path, len(sky.source_id), None, sky.made_by, attrs) as writer:
         writer.write_array(
@@ -375,19 +380,26 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def parse_labels(names):
-    """The LabelSet of --labels; UsageError where a name is not known."""
+def chosen_labels(args, stars):
+    """The LabelSet of --labels; UsageError where one is not known, or no column of the stars."""
     try:
-        return LabelSet(map(parse_label, names))
+        labels = LabelSet(map(parse_label, args.labels))
     except ValueError as error:
         raise UsageError(f"--labels: {error}") from error
+    missing = [name for name in labels.texts("name") if name not in stars]
+    if missing:
+        known = ", ".join(name for name in KNOWN_LABELS if name in stars)
+        raise UsageError(
+            f"{args.stars}: no column {', '.join(missing)}; known labels that it has: {known}"
+        )
+    return labels
 
 
 @usage_exit
 def main(argv=None):
     args = parse_args(argv)
-    labels = parse_labels(args.labels)
     sky = plan_sky(args)
+    labels = chosen_labels(args, sky.stars)
     sky.made_by = provenance(Path(__file__).name, argv, [args.stars], args.release)
     for fid, first, stop in sky.shards:
         write_shard(args.out, fid, first, stop, sky)

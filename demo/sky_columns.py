@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.schema import KNOWN_LABELS
-
 GAIA_ZERO_POINT = {"g": 25.6874, "bp": 25.3385, "rp": 24.7479}  # Vega; Riello et al. 2021, A&A 649
 GAIA_FLUX_ERROR = {"g": 0.001, "bp": 0.005, "rp": 0.005}  # relative, assumed
 OBLIQUITY = np.deg2rad(84381.411 / 3600)  # of the ecliptic in ICRS; Gaia DR3 documentation
@@ -207,12 +205,8 @@ def label_table(star, labels, id_column):
     """Structured array (N,) as Astropy's Table has it: labels, APOGEE DR17, and their errors.
 
     labels: LabelSet of K labels, columns of `star` in their shown units; where there is no column
-    of the errors they are LABEL_ERROR_FLOOR. Raises ValueError where a label is no column.
+    of the errors they are LABEL_ERROR_FLOOR.
     """
-    missing = [label.name for label in labels if label.name not in star]
-    if missing:
-        known = ", ".join(name for name in KNOWN_LABELS if name in star)
-        raise ValueError(f"no column {', '.join(missing)}; known labels that it has: {known}")
     shape = (len(labels),)
     fields = [(id_column, "i8"), ("params_est", "f4", shape), ("params_err", "f4", shape)]
     table = np.zeros(len(star["source_id"]), fields)

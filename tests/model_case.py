@@ -1,9 +1,13 @@
 """Small models of stars with 2, 3 or 4 labels, and stars drawn from them."""
 
+import contextlib
 import dataclasses
 import functools
 
 import numpy as np
+import pytest
+import tensorflow as tf
+from model_oracle import Oracle
 from scipy import stats
 
 from fitting.noise import NoiseModel
@@ -12,7 +16,6 @@ from fitting.prior import MixturePrior
 from fitting.star_solver import StarSolver
 from fitting.stellar_model import StellarModel
 from model import FluxModel
-from model_oracle import Oracle
 from pipeline.schema import DEFAULT_LABELS, KNOWN_LABELS, LabelSet, load_release
 from xp_utils import flux_channels, load_xp_basis
 
@@ -113,10 +116,43 @@ def make_model(labels=DEFAULT_LABELS, seed=0):
     return StellarModel(labels, CHANNELS, "dr3", "a basis", MEAN[place], SCALE[place], *parts)
 
 
+def permuted(model, order):
+    """The same model with its labels in another order."""
+    arrays, order = model.to_arrays(), list(order)
+    arrays["labels"] = np.array(LabelSet([list(model.labels)[k] for k in order]).to_json())
+    for name in ("label_mean", "label_scale", "theta_mean", "theta_scale", "prior_theta_scale"):
+        arrays[name] = arrays[name][order]
+    for layer in range(model.flux.n_layers):
+        arrays[f"w_theta_{layer}"] = arrays[f"w_theta_{layer}"][order]
+    arrays["noise_w1"] = arrays["noise_w1"][order + [len(order), len(order) + 1, len(order) + 2]]
+    arrays["prior_means"] = arrays["prior_means"][:, order]
+    arrays["prior_covariances"] = arrays["prior_covariances"][:, order][:, :, order]
+    return StellarModel.from_arrays(arrays)
+
+
+@contextlib.contextmanager
+def eagerly():
+    """TensorFlow without graphs, which cost more than they save where they are used once."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
 @functools.cache
 def shared_solver(n_labels=3):
-    """One `StarSolver` of `make_model` for all tests: compiling it takes seconds."""
-    return StarSolver(make_model(LABEL_SETS[n_labels]), batch_size=64)
+    """One `StarSolver` of `make_model` for all tests: its graphs take seconds."""
+    return make_solver(make_model(LABEL_SETS[n_labels]))
+
+
+def make_solver(model, **options):
+    """A `StarSolver` whose functions are graphs, but not compiled by XLA: that takes five times as
+    long, and a test of step 10 runs the compiled ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = tf.function
+        patch.setattr(tf, "function", lambda function, jit_compile=None: whole(function))
+        return StarSolver(model, **{"batch_size": 64} | options)
 
 
 def mock_stars(model, n, seed=0, plx_snr=10.0, rel_err=0.02):

@@ -10,15 +10,17 @@ from astropy.table import Table
 
 import match_unwise_gaia
 from demo import build_sky
-from pipeline.schema import KINDS
+from pipeline.read import ShardReader
+from pipeline.schema import KINDS, Layout, load_release, resolved
 from pipeline.select import list_fids, shard_path
 from tools import select_demo_stars
-from xp_utils import sample_xp
+from xp_utils import load_xp_basis, sample_xp
 
 ROOT = Path(__file__).resolve().parents[1]
 STARS = ROOT / "demo" / "stars.h5"
 REAL = ROOT.parent / "shared" / "real" / "apogee_xp_train.h5"
 N_PIXELS = 12 * 4**8
+DR3 = load_release()
 
 
 def build(out, *options):
@@ -79,7 +81,7 @@ def test_bundled_file_is_under_5_MB_and_spans_the_types(stars):
 
 def test_every_star_is_in_every_full_kind_once(sky, stars):
     for kind in ("xp", "metadata", "tmass", "reddening"):
-        ids = column(sky, kind, KINDS[kind].id_column)
+        ids = column(sky, kind, KINDS[kind].id_column(DR3))
         np.testing.assert_array_equal(np.sort(ids), np.sort(stars["source_id"]))
 
 
@@ -119,13 +121,23 @@ def test_spectra_have_the_archives_columns_and_shapes(sky):
             assert file[f"{band}_coefficient_correlations"].shape == (n, 1485)
             assert np.all(file[f"{band}_n_parameters"][()] == 55)
             assert np.all(file[f"{band}_standard_deviation"][()] == 1)
+            basis_id = DR3.spectra.bands[band].basis_id
+            assert np.all(file[f"{band}_basis_function_id"][()] == basis_id)
+
+
+def test_every_file_is_as_the_schema_declares_and_of_the_release(sky):
+    for kind in build_sky.OUR_KINDS:
+        for fid in list_fids(sky, kind):
+            with ShardReader(shard_path(sky, kind, fid)) as reader:
+                reader.check(resolved(kind, Layout(DR3)))
+                assert reader.attrs["release"] == "dr3"
 
 
 def test_sampled_coefficients_reproduce_the_published_spectrum_of_the_same_star(sky, stars):
     fid = list_fids(sky, "xp")[3]
     with h5py.File(shard_path(sky, "xp", fid)) as file:
         xp = {name: file[name][()] for name in file}
-    flux = sample_xp(xp).flux
+    flux = sample_xp(xp, load_xp_basis(DR3)).flux
     published = by_id(stars, "sampled_flux", xp["source_id"])
     sigma = by_id(stars, "sampled_flux_err", xp["source_id"])
     assert np.max(np.abs(flux - published) / sigma) < 0.004
@@ -188,6 +200,54 @@ def test_labels_are_an_astropy_table_in_kK_feh_logg(sky, stars):
     formal = [by_id(stars, f"{name}_err", ids) for name in ("teff", "feh", "logg")]
     error = np.hypot(np.stack(formal, 1) * scale, 0.02)
     np.testing.assert_allclose(table["params_err"], error, rtol=1e-5)
+
+
+def labels_of(data_dir):
+    return Table.read(data_dir / "training_params.h5", path="training_params")
+
+
+def test_other_labels_are_columns_of_the_star_file_and_named_in_the_table(tmp_path, stars):
+    names = ["teff", "feh", "logg", "alpha_m"]
+    assert build(tmp_path, "--n", 60, "--labels", *names) == 0
+    table = labels_of(tmp_path)
+    assert table.meta["label_names"].tolist() == names
+    ids = np.asarray(table["gdr3_source_id"])
+    alpha = by_id(stars, "alpha_m", ids)
+    np.testing.assert_array_equal(table["params_est"][:, 3], alpha)
+    np.testing.assert_allclose(table["params_err"][:, 3], 0.02, rtol=1e-6)  # the file has none
+    fid = list_fids(tmp_path, "xp")[0]
+    before = shard_path(tmp_path, "xp", fid).stat().st_mtime_ns
+    assert build(tmp_path, "--n", 60, "--labels", "logg", "teff") == 0
+    assert labels_of(tmp_path).meta["label_names"].tolist() == ["logg", "teff"]
+    np.testing.assert_array_equal(
+        labels_of(tmp_path)["params_est"][:, 0], by_id(stars, "logg", ids)
+    )
+    assert shard_path(tmp_path, "xp", fid).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["teff", "feh", "mass"], "label 'mass' is not known"),
+        (["teff", "feh", "mass:Msun:1:0.1"], "no column mass"),
+        (["teff"], "at least 2"),
+    ],
+)
+def test_labels_that_cannot_be_had_are_usage_errors(tmp_path, capsys, names, words):
+    assert build(tmp_path, "--n", 20, "--labels", *names) == 2
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_star_file_without_a_label_is_named(tmp_path, capsys):
+    with h5py.File(STARS) as file, h5py.File(tmp_path / "few.h5", "w") as few:
+        for name in file:
+            if name not in ("alpha_m", "feh", "feh_err"):
+                few[name] = file[name][()]
+    options = ["--stars", tmp_path / "few.h5", "--out", tmp_path / "out", "--n", 20]
+    assert build_sky.main([str(option) for option in options]) == 2
+    assert "few.h5: no column feh; known labels that it has: teff, logg" in capsys.readouterr().err
 
 
 def test_same_seed_gives_the_same_datasets_and_another_seed_other_stars(tmp_path):
@@ -270,7 +330,7 @@ def test_a_file_that_is_no_star_file_is_named_with_what_is_missing(tmp_path, cap
 
 def test_fewer_pixels_than_shards_still_leave_no_shard_empty():
     pixel = np.array([3, 3, 3, 7, 9], dtype=np.int64)
-    ranges = build_sky.shard_ranges(pixel << 43, 4)
+    ranges = build_sky.shard_ranges(pixel << 43, 4, DR3)
     assert all(stop > first for _, first, stop in ranges)
     assert ranges[0][0].startswith("000000-")
     assert ranges[-1][0].endswith("-786431")

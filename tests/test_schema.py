@@ -25,6 +25,7 @@ from pipeline.schema import (
     LabelSet,
     Layout,
     columns,
+    files,
     flags,
     load_release,
     resolved,
@@ -248,7 +249,7 @@ cuts = []
 def test_a_band_more_is_a_flux_and_a_channel_more(monkeypatch):
     surveys, bands = parse_bands(TABLE.read_text() + BAND)
     assert (list(surveys), bands[:-1]) == (list(SURVEYS), BANDS)
-    monkeypatch.setattr(columns, "BANDS", bands)
+    monkeypatch.setattr(files, "BANDS", bands)
     layout = Layout()
     assert layout.channels[-2:] == ["W2", "W3"]
     assert layout.wavelengths[-1] == 11560.8

@@ -5,12 +5,11 @@ Imports nothing else of the project; reads tables/bands.toml and tables/releases
 
 from pipeline.schema import flags
 from pipeline.schema.bands import BANDS, SURVEYS, photometry_columns
-from pipeline.schema.columns import (
+from pipeline.schema.columns import FLUX_UNIT, Column
+from pipeline.schema.files import (
     FILES,
-    FLUX_UNIT,
     KINDS,
     MODEL_FILE,
-    Column,
     Dataset,
     FileKind,
     Layout,

@@ -3,7 +3,7 @@
 Writers create from these tables and readers check against them; `--help`, the attributes of the
 datasets and the tables in README.md and docs/files.md come from them. A Column may stand for
 several datasets: "{label}_confidence" is one a label, "{band}_coefficients" one for BP and one for
-RP, "{id}" the release's name of the id. `resolved` spells them out for a release and its labels.
+RP, "{id}" the release's name of the id. `files.resolved` spells them out for a release and labels.
 
 To add a column of the archive: one line in METADATA (and its name in the release's file, where it
 differs). With `passed` it is copied on, through steps 7 and 9 into the catalogue. To add an
@@ -13,14 +13,8 @@ inferred one: a line in INFERRED, and what computes it in fitting/catalogue.py.
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
-
 from pipeline.schema import flags
-from pipeline.schema.bands import BANDS, SURVEYS
-from pipeline.schema.labels import DEFAULT_LABELS, LabelSet
-from pipeline.schema.release import XP_BANDS, Release, load_release
 
-MODEL_FILE = "model.h5"  # in the output folder of train.py: arrays, as fitting/ makes them
 FLUX_UNIT = "1e-18 W m-2 nm-1"
 MAP_UNIT = "in the map's own unit, which is its attribute `units`"
 
@@ -44,30 +38,6 @@ class Column:
     source: str | None = None
     optional: bool = False
     attributes: tuple = ()
-
-
-@dataclass(frozen=True)
-class FileKind:
-    """A kind of file: the shards of a folder, or (folder None) one file.
-
-    step: the script that writes it. archive_ids: its ids are called as the archive calls them.
-    foreign: not written by this project alone. optional: its folder may be left out (--without).
-    format: version of what is in it; a file of another is refused, or made again.
-    """
-
-    title: str
-    step: str
-    columns: tuple
-    folder: str | None = None
-    prefix: str | None = None
-    archive_ids: bool = False
-    foreign: bool = False
-    optional: bool = False
-    format: int = 1
-
-    def id_column(self, release) -> str:
-        """Name of the column of source ids."""
-        return "source_id" if self.archive_ids else release.id_column
 
 
 ID = Column("{id}", "i8", text="source id of the release", ucd="meta.id;meta.main")
@@ -200,7 +170,7 @@ ZERO_POINT = (
 # ---- steps 3 and 4: the surveys --------------------------------------------------------------
 
 
-def _survey_columns(survey):
+def survey_columns(survey):
     columns = (
         Column(**fields | {"shape": tuple(fields.get("shape", ()))}) for fields in survey.columns
     )
@@ -209,40 +179,33 @@ def _survey_columns(survey):
 
 # ---- step 5: reddening -----------------------------------------------------------------------
 
-DUST_MAPS = ("bayestar", "sfd", "planck", "bh")
-_OF_COLUMN = f"reddening of the whole line of sight, {MAP_UNIT}"
+COLUMN_MAPS = ("sfd", "planck", "bh")  # of the whole line of sight, the preferred ones first
+DUST_MAPS = ("bayestar", *COLUMN_MAPS)
+_REDDENING = ("phys.absorption", "stat.error;phys.absorption")
+
+
+def _of_map(name, text):
+    """The mean reddening of a map, and where it has one."""
+    coverage = flags.describe(flags.Coverage)
+    return (
+        Column(f"E_mean_{name}", text=f"{text}, {MAP_UNIT}", ucd=_REDDENING[0], optional=True),
+        Column(f"coverage_{name}", "u1", None, coverage, "meta.code", optional=True),
+    )
+
+
 REDDENING = (
     ID,
+    *_of_map("bayestar", "reddening at the star"),
+    Column(
+        "E_sigma_bayestar",
+        text="standard deviation over distances and samples of the map",
+        ucd=_REDDENING[1],
+        optional=True,
+    ),
     *(
         column
-        for name in DUST_MAPS
-        for column in (
-            Column(
-                f"E_mean_{name}",
-                text=f"reddening at the star, {MAP_UNIT}" if name == "bayestar" else _OF_COLUMN,
-                ucd="phys.absorption",
-                optional=True,
-            ),
-            *(
-                [
-                    Column(
-                        "E_sigma_bayestar",
-                        text="standard deviation over distances and samples of the map",
-                        ucd="stat.error;phys.absorption",
-                        optional=True,
-                    )
-                ]
-                if name == "bayestar"
-                else []
-            ),
-            Column(
-                f"coverage_{name}",
-                "u1",
-                text=flags.describe(flags.Coverage),
-                ucd="meta.code",
-                optional=True,
-            ),
-        )
+        for name in COLUMN_MAPS
+        for column in _of_map(name, "reddening of the whole line of sight")
     ),
 )
 
@@ -280,6 +243,7 @@ FLUX = (
 STAR_FORMAT = 2  # 1 had the whitening of the XP covariance, and no names of the channels
 INPUT_FLAGS = Column("input_flags", "u2", None, flags.describe(flags.InputFlag), "meta.code")
 STAR = (ID, *PASSED, *PARALLAX, *FLUX, INPUT_FLAGS)
+COPIED = (ID, *PASSED, *PARALLAX, INPUT_FLAGS)  # from there into the catalogue
 TRAINING = (
     Column(
         "stellar_type",
@@ -387,229 +351,3 @@ INFERRED = (
     ),
     Column("quality_flags", "u2", text="{quality_flags}", ucd="meta.code.qual"),
 )
-
-FILES = {
-    "xp": FileKind(
-        "XP continuous mean spectra",
-        "tools/convert_xp_csv.py",
-        XP,
-        "xp_continuous_mean_spectrum",
-        "XpContinuousMeanSpectrum",
-        archive_ids=True,
-        foreign=True,
-    ),
-    "metadata": FileKind(
-        "metadata of the archive",
-        "query_xp_metadata.py",
-        (*METADATA, *ZERO_POINT),
-        "xp_metadata",
-        "xp_metadata",
-        archive_ids=True,
-    ),
-    **{
-        survey.name: FileKind(
-            f"{survey.title} photometry, matched sources only",
-            survey.step,
-            _survey_columns(survey),
-            survey.folder,
-            survey.prefix,
-            optional=True,
-        )
-        for survey in SURVEYS.values()
-    },
-    "reddening": FileKind(
-        "reddening, of the maps asked for",
-        "query_reddening_gaia.py",
-        REDDENING,
-        "xp_dustmap_match",
-        "xp_reddening_match",
-        optional=True,
-    ),
-    "training": FileKind(
-        "the training set", "compile_training_data.py", (*STAR, *TRAINING), format=STAR_FORMAT
-    ),
-    "opt_input": FileKind(
-        "inputs of the inference",
-        "gen_xp_input_allsources.py",
-        STAR,
-        "xp_opt_input_files",
-        "xp_opt_input",
-        format=STAR_FORMAT,
-    ),
-    "opt_output": FileKind(
-        "the catalogue",
-        "xp_opt_allsources.py",
-        (ID, *PASSED, *PARALLAX, INPUT_FLAGS, *INFERRED),
-        "xp_opt_output_files",
-        "xp_opt_output",
-        format=INFERRED_FORMAT,
-    ),
-    "validation": FileKind(
-        "validation stars", "train.py", (ID, *INFERRED, *TRAINING[:2]), format=INFERRED_FORMAT
-    ),
-}
-KINDS = {name: kind for name, kind in FILES.items() if kind.folder}
-
-
-# ---- spelling out ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """What the sizes of datasets follow from: the release and its labels."""
-
-    release: Release = dataclasses.field(default_factory=load_release)
-    labels: LabelSet = DEFAULT_LABELS
-
-    def size(self, symbol) -> int:
-        """The number that a name in `Column.shape` stands for."""
-        if isinstance(symbol, int):
-            return symbol
-        if ":" in symbol:
-            band, column = symbol.split(":")
-            return self.release.spectra.bands[band].width(column)
-        n = len(self.labels.parameters)
-        sizes = {
-            "label": len(self.labels),
-            "parameter": n,
-            "triangle": n * (n + 1) // 2,
-            "flux": len(self.wavelengths),
-        }
-        return sizes[symbol]
-
-    @property
-    def wavelengths(self) -> np.ndarray:
-        """(n_flux,) nm, of the flux vector: XP, then the photometric bands."""
-        return np.concatenate([self.release.spectra.wavelengths, [b.wavelength for b in BANDS]])
-
-    @property
-    def channels(self) -> list[str]:
-        """What each flux is of: "xp", or the name of a band."""
-        return ["xp"] * len(self.release.spectra.wavelengths) + [band.name for band in BANDS]
-
-    def attribute(self, name):
-        """The value of a name in `Column.attributes`."""
-        values = {
-            "sample_wavelengths": lambda: self.wavelengths,
-            "channels": lambda: self.channels,
-            "labels": self.labels.to_json,
-            "label_names": lambda: self.labels.texts("name"),
-            "label_units": lambda: self.labels.texts("unit"),
-            "parameters": lambda: [p.name for p in self.labels.parameters],
-            "parameter_units": lambda: [p.unit for p in self.labels.parameters],
-        }
-        return values[name]()
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset spelled out: shape after the star axis in numbers; attributes {name: value}."""
-
-    name: str
-    dtype: str
-    shape: tuple
-    attributes: dict
-    optional: bool = False
-    passed: bool = False
-    source: str | None = None
-
-
-def _words(column, layout) -> dict:
-    """{name in braces: what it stands for} in a column's text."""
-    if "{quality_flags}" in column.text:
-        return {"quality_flags": flags.describe(flags.quality_flag(layout.labels))}
-    return {"labels": layout.labels.words, "parameters": layout.labels.parameter_words}
-
-
-def _several(column, layout):
-    """(name, {name in braces: value}) of each dataset that a Column stands for."""
-    if "{band}" in column.name:
-        for band in XP_BANDS:
-            yield column.name.format(band=band), {"band": band}
-    elif "{label}" in column.name or "{direct}" in column.name:
-        for label in layout.labels:
-            if "{direct}" not in column.name or not label.forward:
-                words = dataclasses.asdict(label) | {"tolerance": f"{label.tolerance:g}"}
-                yield column.name.format(label=label.name, direct=label.name), words
-    else:
-        yield column.name.format(id=layout.release.id_column), {}
-
-
-def _may_lack(column, release) -> bool:
-    """Whether the archive may lack a column of the metadata: all but those that are needed."""
-    archive = release.archive
-    return column.source is not None and (
-        column.name not in archive.needed or not archive.tables.get(column.source)
-    )
-
-
-def _is_of(column, release) -> bool:
-    """Whether a release's spectra have a column: errors and correlations, or covariances."""
-    name = column.name.removeprefix("{band}_")
-    return not name.startswith("coefficient") or name in release.spectra.array_columns
-
-
-class Datasets(dict):
-    """{name: Dataset} of a kind of file, and which kind it is (a key of FILES)."""
-
-    def __init__(self, kind, datasets=()):
-        super().__init__(datasets)
-        self.kind = kind
-
-    @property
-    def format(self) -> int:
-        return FILES[self.kind].format
-
-    def only(self, names):
-        """The same kind with some of its datasets."""
-        return Datasets(self.kind, {name: self[name] for name in names})
-
-
-def resolved(kind, layout=None) -> Datasets:
-    """{name: Dataset} of a kind of file (a key of FILES), spelled out for a `Layout`."""
-    layout = Layout() if layout is None else layout
-    out = Datasets(kind)
-    for column in FILES[kind].columns:
-        if not _is_of(column, layout.release):
-            continue
-        for name, words in _several(column, layout):
-            shape = tuple(
-                layout.size(s.format(**words) if isinstance(s, str) else s) for s in column.shape
-            )
-            text = column.text.format(**_words(column, layout), **words)
-            unit = column.unit and column.unit.format(**words)
-            attributes = {"units": unit, "description": text, "ucd": column.ucd}
-            attributes |= {key: layout.attribute(key) for key in column.attributes}
-            given = {key: value for key, value in attributes.items() if value is not None}
-            if not text:
-                del given["description"]
-            out[name] = Dataset(
-                name,
-                column.dtype,
-                shape,
-                given,
-                column.optional or _may_lack(column, layout.release),
-                column.passed is not None,
-                column.source,
-            )
-    return out
-
-
-def inferred_columns(labels) -> dict:
-    """{name: Dataset} of what the inference makes of a star, for a `LabelSet`."""
-    copied = {column.name for column in (ID, *PASSED, *PARALLAX, INPUT_FLAGS)}
-    layout = Layout(labels=labels)
-    copied.add(layout.release.id_column)
-    found = resolved("opt_output", layout)
-    return {name: data for name, data in found.items() if name not in copied}
-
-
-def describe(kind, layout=None) -> str:
-    """The datasets of a kind of file as a text table, for --help."""
-    rows = []
-    for data in resolved(kind, layout).values():
-        shape = "".join(f",{n}" for n in data.shape)
-        unit = data.attributes.get("units")
-        text = data.attributes.get("description", "")
-        rows.append(f"  {data.name} (N{shape}){f' [{unit}]' if unit else ''}: {text}")
-    return "\n".join(rows)
