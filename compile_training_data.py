@@ -14,8 +14,6 @@ Keeps stars with parallax / parallax_error > 3 and fidelity_v2 > 0.5, and labels
 The log, `training_data.log` beside the output, accounts for every label; its table is printed at
 the end. Writes one row per star, ordered by source id.
 
-Size: about 0.7 kB a star. Time on one core: 3 s for 65,000 labelled stars of one shard, 1 s for 300
-of 65,000 (only rows near labelled stars are read). Memory: 0.4 GB.
 Exit status: 0 written (or already complete), 1 a shard failed or no star is left, 2 wrong usage.
 """
 
@@ -34,7 +32,7 @@ from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import Status, output_state, provenance
 from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows
 from pipeline.run import collect_failure, progress, setup_logging, usage_exit
-from pipeline.schema import KINDS, Layout, flags, resolved
+from pipeline.schema import KINDS, KNOWN_LABELS, Layout, flags, resolved
 from pipeline.schema.columns import DUST_MAPS
 from pipeline.schema.labels import LABEL_GRAMMAR, parse_label
 from pipeline.select import (
@@ -106,7 +104,7 @@ def _label(text):
 
 
 def parse_args(argv=None):
-    parser = step_parser(__doc__, "training")
+    parser, known = step_parser(__doc__, "training"), KNOWN_LABELS.values()
     parser.add_argument("--stellar-params", type=Path, required=True, help="labels (HDF5)")
     parser.add_argument("--output", type=Path, required=True, help="training set (HDF5)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: %(default)s")
@@ -115,7 +113,8 @@ def parse_args(argv=None):
         nargs="+",
         type=_label,
         metavar="LABEL",
-        help=f"what the columns of params_est are: {LABEL_GRAMMAR}",
+        help=f"what the columns of params_est are: {LABEL_GRAMMAR}. No labels are values beyond "
+        + ", ".join(f"{x.name} {x.possible[0]:g} to {x.possible[1]:g}" for x in known),
     )
     add_release_argument(parser)
     parser.add_argument(

@@ -10,9 +10,8 @@ DATA_DIR/xp_opt_input_files/xp_opt_input_{fid}.h5, one row per row of the spectr
 No star is left out: one without a metadata row keeps its spectrum and photometry, has NaN for the
 rest, and is flagged. The attribute `without` names the surveys that were left out on purpose.
 
-Size: 0.6 kB a star (40 MB for 65,000). Time: about 2 s for 65,000 stars on one core, 0.2 GB of
-memory. When it fails: the summary and the log name each bad shard and what to do; run the same
-command again and only the missing ones are made.
+When it fails: the summary and the log name each bad shard and what to do; run the same command
+again and only the missing ones are made.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 

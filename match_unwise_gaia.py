@@ -21,9 +21,7 @@ the attribute `sources_in_no_tile`: the download is not complete. Give --tile-li
 the names of all tiles of the survey, to have the missing tiles themselves named. Tiles that arrive
 or change later make the shards that need them stale, so running again does those.
 
-Size: 60 bytes a match. Time: a tile of 80,000 sources is read in 0.1 s; matching 65,000 sources to
-tiles in memory takes 0.2 s. Memory: --cache-mb for tiles (they are kept from shard to shard) and
-0.3 GB. When it fails: the summary names the shard and the tile; fetch that tile again.
+When it fails: the summary names the shard and the tile; fetch that tile again.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 

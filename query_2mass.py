@@ -13,9 +13,8 @@ A; a shard without any is valid. An answer holds every source, matched or not, s
 source is never taken for unmatched because its row got lost; the log counts the sources without a
 match by reason, and the attribute `n_missing` those that the archive does not have.
 
-One job a shard (pipeline/tap_jobs.py). Size: about 50 bytes a match (3 MB for 65,000). Time: the
-archive's own, and 2 s of CPU and 0.3 GB of memory for 65,000 sources. When it fails: run the same
-command again; finished shards are skipped and jobs under way are taken up.
+One job a shard (pipeline/tap_jobs.py). When it fails: run the same command again; finished shards
+are skipped and jobs under way are taken up.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs, or the
 archive lacks a column that is needed.
 """

@@ -23,10 +23,8 @@ need no exception. A star without a parallax has the prior alone: its E_sigma co
 of sight, and the bit PARALLAX is not set. The map is asked at N_QUANTILES quantiles of the
 posterior, the nodes of a Gauss-Legendre rule in probability.
 
-Size: 5 to 9 bytes a star and map. Time: 2 s for 65,000 stars and Bayestar, less for the others,
-after a minute or two of loading the map. Memory: dustmaps holds Bayestar whole, 480 bytes times
-(samples + 1) a pixel: many GB; --bayestar-samples 2 halves it. The other maps need up to 0.5 GB.
-When it fails: a missing map is named with the command that fetches it; a bad shard is named.
+dustmaps holds Bayestar whole in memory; --bayestar-samples 2 halves it. When it fails: a missing map
+is named with the command that fetches it; a bad shard is named.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 

@@ -16,9 +16,8 @@ or no colour) it is the raw value: a shift of some 0.03 mas is less than what dr
 would lose. Such rows are flagged. Sources that the archive does not have, asked twice, have no
 row; the attributes `n_missing` and `missing_source_id` and the log name them.
 
-One job a shard (pipeline/tap_jobs.py). Size: about 175 bytes a source (11 MB for 65,000). Time: the
-archive's own, and 3 s of CPU and 0.45 GB of memory for 65,000 sources. When it fails: run the same
-command again; finished shards are skipped and jobs under way are taken up.
+One job a shard (pipeline/tap_jobs.py). When it fails: run the same command again; finished shards
+are skipped and jobs under way are taken up.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs, or the
 archive lacks a column that is needed.
 """

@@ -26,8 +26,7 @@ validation stars are inferred as any other star. output_folder/:
   *.png                  figures: losses, extinction curve, model spectra, residuals, labels, ...
   train.log
 
-Size: 10 MB. Memory: 2 GB + 1 kB a star. A killed run goes on with --resume from its last
-checkpoint, to the same result.
+A killed run goes on with --resume from its last checkpoint, to the same result.
 Exit status: 0 trained, 2 wrong usage or input.
 """
 

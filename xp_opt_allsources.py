@@ -12,9 +12,8 @@ such network. The parameters are the labels that the model was trained on, then 
 their names are in the attribute `parameters`.
 
 A star without a usable spectrum, or whose solution has no proper covariance, has NaN parameters and
-is flagged; none is left out. Size: 0.6 kB a star. Time: about 37 s for 65,000 stars on one core.
-Memory: 1.5 GB. When it fails: the summary and the log name each bad shard and what to do; run the
-same command again and only the missing ones are made.
+is flagged; none is left out. When it fails: the summary and the log name each bad shard and what to
+do; run the same command again and only the missing ones are made.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 

@@ -235,18 +235,28 @@ def _pair_products(basis, band):
     return 2.0 * design[row] * design[column], design**2
 
 
-def sample_variances(xp, basis):
-    """As `sample_xp`, in float64, with the variances alone (`cov` is None): ten times faster.
+def _scratch(basis, n_stars):
+    """{band: (2, n_stars, pairs of coefficients) array} for `sample_variances` to compute in."""
+    pairs = {band: len(_pair_products(basis, band)[0]) for band in XP_BANDS}
+    return {band: np.empty((2, n_stars, n)) for band, n in pairs.items()}
+
+
+def sample_variances(xp, basis, scratch=None):
+    """As `sample_xp`, in float64, with the variances alone (`cov` is None): five times faster.
 
     The variance at a wavelength is a sum over the pairs of coefficients, so that of many stars is
-    one product of matrices.
+    one product of matrices. scratch: of `_scratch`; making it takes as long as filling it.
     """
+    scratch = _scratch(basis, len(xp["bp_coefficients"])) if scratch is None else scratch
 
     def variance(name, band):
         of_pairs, of_single = _pair_products(basis, name)
+        covariances, other = scratch[name]
         row, column = lower_triangle(band.errors.shape[1])
-        covariances = band.correlations * np.take(band.errors, row, axis=1)
-        covariances *= np.take(band.errors, column, axis=1)
+        np.take(band.errors, row, axis=1, out=covariances, mode="clip")
+        np.take(band.errors, column, axis=1, out=other, mode="clip")
+        covariances *= other
+        covariances *= band.correlations
         return covariances @ of_pairs + band.errors**2 @ of_single
 
     sample, moments = _merged(xp, basis, np.float64, variance)
@@ -315,10 +325,10 @@ def _chunk(table, start):
     }
 
 
-def _xp_chunk(xp, basis):
+def _xp_chunk(xp, basis, scratch):
     """flux, err (n, n_xp) and flags (n,) of the spectra of a chunk; 0 and inf where not used."""
     with np.errstate(over="ignore", invalid="ignore"):  # absurd numbers end as COV_BAD
-        sample = sample_variances(xp, basis)
+        sample = sample_variances(xp, basis, scratch)
         flux, err = sample.bp_flux + sample.rp_flux, np.sqrt(floored_variance(sample))
         # Written so that NaN is out of range too.
         good = (np.abs(flux) < FLUX_RANGE[1]) & (err > FLUX_RANGE[0]) & (err < FLUX_RANGE[1])
@@ -373,9 +383,10 @@ def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY):
         result.input_flags[np.isinf(err[:, own]).all(axis=1)] |= survey.flag.bit
     required, optional = xp_columns(basis.release)
     spectra = {name: np.asarray(xp[name]) for name in (*required, *optional) if name in xp}
+    scratch = _scratch(basis, CHUNK_STARS)
     for start in range(0, n_stars, CHUNK_STARS):
         rows = slice(start, min(start + CHUNK_STARS, n_stars))
-        flux, err, flags = _xp_chunk(_chunk(spectra, start), basis)
+        flux, err, flags = _xp_chunk(_chunk(spectra, start), basis, scratch)
         n = rows.stop - start
         result.flux[rows, :n_xp], result.flux_err[rows, :n_xp] = flux[:n], err[:n]
         result.input_flags[rows] |= flags[:n]

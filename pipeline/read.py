@@ -156,7 +156,8 @@ class ShardReader:
             if found != data.shape or dtype.kind not in KINDS_READ_AS[np.dtype(data.dtype).kind]:
                 raise ShardError(
                     f"{self.path}: {name} is {dtype} with rows of shape {found}, expected "
-                    f"{data.dtype} and {data.shape}: make or fetch the file again"
+                    f"{data.dtype} and {data.shape}: make or fetch the file again, or give "
+                    "--release where it is of another one"
                 )
             self._check_unit(name, data.attributes.get("units"))
 

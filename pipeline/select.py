@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import ShardError, UsageError
-from pipeline.schema import DEFAULT_RELEASE, KINDS, describe, load_release
+from pipeline.schema import COSTS, DEFAULT_RELEASE, FILES, KINDS, describe, load_release
 
 FID_PATTERN = re.compile(r"\d{6}-\d{6}")
 
@@ -50,13 +50,17 @@ def used_kinds(data_dir, kinds, without=()) -> list[str]:
 
 
 def step_parser(doc, *kinds) -> argparse.ArgumentParser:
-    """The parser of a step: its help is the script's docstring and the datasets that it writes.
+    """The parser of a step: its help is the script's docstring, what the step costs, and the
+    datasets that it writes.
 
-    kinds: of files (keys of `schema.FILES`) whose datasets are described.
+    kinds: of files (keys of `schema.FILES`) whose datasets are described, all of one step.
     """
+    cost = "".join(COSTS[script].words() for script in {FILES[kind].step for kind in kinds})
     described = "\n\n".join(f"datasets, N rows:\n{describe(kind)}" for kind in kinds)
     return argparse.ArgumentParser(
-        description=doc, epilog=described, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=f"{doc}\n{cost}",
+        epilog=described,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 

@@ -8,15 +8,62 @@ import pytest
 # Read when TensorFlow is loaded: one thread, so that sums come out the same in every run.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory):
     """A tiny model trained on demo stars: data_dir, training_data, recipe, model (paths)."""
-    from demo_model import make
+    from demo_model import shared
 
-    return make(tmp_path_factory.mktemp("demo_model"))
+    return shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def star_solver():
+    """A solver of a small random model of the usual labels."""
+    from model_case import shared_solver
+
+    return shared_solver()
+
+
+@pytest.fixture(scope="session")
+def mocks(star_solver):
+    """500 stars drawn from the model of `star_solver`, and their true u."""
+    from model_case import mock_stars
+
+    return mock_stars(star_solver.model, 500, seed=1)
+
+
+@pytest.fixture(scope="session")
+def solved(star_solver, mocks):
+    """`Modes` of `mocks`."""
+    return star_solver.solve(mocks[0])
+
+
+@pytest.fixture(scope="session")
+def oracle(star_solver):
+    """The float64 counterpart of the model of `star_solver`."""
+    from model_oracle import Oracle
+
+    return Oracle(star_solver.model)
+
+
+@pytest.fixture(scope="session")
+def varied(mocks):
+    """12 stars, most with something missing or odd: `StarData`, and their true u."""
+    from model_case import NO_BP, RP, TMASS, WISE, replaced
+
+    data, u = mocks[0].take(slice(0, 12)), mocks[1][:12]
+    flux, err, plx, plx_err = (
+        x.copy() for x in (data.flux, data.flux_err, data.parallax, data.parallax_err)
+    )
+    missing = ([], WISE, TMASS[:1], [*TMASS, *WISE], NO_BP, [*NO_BP, *WISE], RP, [30, 40, 63], [0])
+    for i, channels in enumerate(missing):
+        err[i, list(channels)] = float("inf")
+    flux[9, :3] = -flux[9, :3]
+    plx[10] = plx_err[10] = float("nan")
+    plx[11], plx_err[11] = -0.5, 1.0
+    return replaced(data, flux=flux, flux_err=err, parallax=plx, parallax_err=plx_err), u
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ TensorFlow runs eagerly in these tests: to compile takes far longer than so few 
 """
 
 import contextlib
-import json
+import fcntl
 import os
 import subprocess
 import sys
@@ -24,16 +24,21 @@ RECIPE = {
     "hidden": 16,
     "noise_hidden": 8,
     "prior_components": 4,
+    "direct_networks": 2,
+    "direct_hidden": [24, 16],
+    "candidates": 6,
+    "simulated_stars": 60,
     "hide_parallax": 0.3,
     "hide_photometry": 0.1,
     "hide_bp": 0.03,
+    "blur_parallax": 0.3,
     "rare_type_weight_cap": 3.0,
     "stages": [
         {"name": "first", "kind": "likelihood", "steps": 9, "batch_size": 96,
          "learning_rate": 2e-2, "train": ["network", "extinction", "noise"],
-         "select": {"max_teff_err": 0.1}},
+         "select": {"max_err": {"teff": 0.1}}},
         {"name": "xi", "kind": "likelihood", "steps": 2, "batch_size": 96, "learning_rate": 2e-3,
-         "train": ["extinction", "extinction_xi"], "select": {"min_ext": 0.1}},
+         "train": ["extinction", "extinction_xi"], "select": {"min_extinction": 0.1}},
         {"name": "stars", "kind": "stars", "reject_sigma": 20.0, "reject_chi2_factor": 20.0},
         {"name": "posterior", "kind": "posterior", "steps": 4, "batch_size": 96,
          "learning_rate": 1e-3, "weight_decay": 0.1, "train": ALL_GROUPS},
@@ -45,20 +50,60 @@ RECIPE = {
 }  # fmt: skip
 
 
+def stage(name="first", **changes):
+    """A stage of RECIPE, changed."""
+    return next(s for s in RECIPE["stages"] if s["name"] == name) | changes
+
+
+# ---- recipes as files ------------------------------------------------------------------------
+
+
+def recipe_text(recipe):
+    """A recipe as the text of a TOML file."""
+    lines = [f"{key} = {_value(x)}" for key, x in recipe.items() if not _is_stages(key, x)]
+    stages = recipe.get("stages")
+    for one in stages if _is_stages("stages", stages) else ():
+        lines += ["[[stages]]", *(f"{key} = {_value(x)}" for key, x in one.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _is_stages(key, value):
+    """Whether an entry is written as [[stages]]: an empty or wrong list is not."""
+    return key == "stages" and bool(value) and all(isinstance(s, dict) for s in value)
+
+
+def _value(x):
+    if isinstance(x, dict):
+        return "{" + ", ".join(f"{key} = {_value(y)}" for key, y in x.items()) + "}"
+    if isinstance(x, list | tuple):
+        return "[" + ", ".join(map(_value, x)) + "]"
+    return f'"{x}"' if isinstance(x, str) else str(x).lower()
+
+
+def write_recipe(path, **changes):
+    """RECIPE with changes, as a file."""
+    path.write_text(recipe_text(RECIPE | changes))
+    return path
+
+
+# ---- steps in this process -------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def quick():
-    """TensorFlow without compiling; a training that warms up fast, saves its state often and
-    simulates few stars; a solver that gives up early."""
-    import tensorflow as tf
-
+    """TensorFlow without compiling; a training that warms up fast and saves its state often; a
+    solver that gives up early; small pictures."""
     import train
     from fitting import star_solver, training
+    from pipeline.figures import style
+    from pipeline.quiet_tensorflow import tf
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(train, "SIMULATED_STARS", 60)
         patch.setattr(star_solver, "POOLED_ITERATIONS", 8)
+        for name in ("figure.dpi", "savefig.dpi"):
+            patch.setitem(style.STYLE, name, 54)
         tf.config.run_functions_eagerly(True)
         try:
             yield
@@ -75,43 +120,76 @@ def run_train(training_data, output, *options, recipe):
         return train.main([str(word) for word in words])
 
 
-def make(folder):
-    """Demo sky, training data, inputs of the inference and a trained model in `folder`."""
-    import compile_training_data
+def run_inference(data_dir, model, *options):
+    """Exit status of xp_opt_allsources.py, run in this process."""
+    import xp_opt_allsources
+
+    words = ["--data-dir", data_dir, "--model", model, "--threads", 1, *options]
+    with quick():
+        return xp_opt_allsources.main([str(word) for word in words])
+
+
+def run_step(module, *words):
+    """A step run in this process, which must succeed."""
+    if module.main([str(word) for word in words]) not in (0, None):
+        raise RuntimeError(f"{module.__name__} failed")
+
+
+# ---- the model -------------------------------------------------------------------------------
+
+
+def make_sky(data_dir, *options, n_stars=N_STARS, n_shards=N_SHARDS):
+    """Demo stars in a data directory, with inputs of the inference."""
     import gen_xp_input_allsources
     from demo import build_sky
 
-    data_dir, training_data = folder / "data", folder / "training_data.h5"
-    sky = [
-        "--stars",
-        ROOT / "demo/stars.h5",
-        "--out",
-        data_dir,
-        "--n",
-        N_STARS,
-        "--shards",
-        N_SHARDS,
-    ]
-    labels = data_dir / "training_params.h5"
-    compiled = ["--data-dir", data_dir, "--stellar-params", labels, "--output", training_data]
-    for step, words in (
-        (build_sky, sky),
-        (compile_training_data, compiled),
-        (gen_xp_input_allsources, ["--data-dir", data_dir]),
-    ):
-        if step.main([str(word) for word in words]) not in (0, None):
-            raise RuntimeError(f"{step.__name__} failed")
-    recipe, model = folder / "recipe.json", folder / "model"
-    recipe.write_text(json.dumps(RECIPE))
-    if run_train(training_data, model, recipe=recipe):
+    stars = ["--stars", ROOT / "demo/stars.h5", "--out", data_dir]
+    run_step(build_sky, *stars, "--n", n_stars, "--shards", n_shards, *options)
+    run_step(gen_xp_input_allsources, "--data-dir", data_dir)
+
+
+def make_training_data(data_dir, path, *options):
+    """The training set of a data directory that `make_sky` made."""
+    import compile_training_data
+
+    labels = ["--stellar-params", data_dir / "training_params.h5"]
+    run_step(compile_training_data, "--data-dir", data_dir, *labels, "--output", path, *options)
+
+
+def paths(folder):
+    """What `make` makes in a folder."""
+    names = {"data_dir": "data", "training_data": "training_data.h5", "recipe": "recipe.toml"}
+    return SimpleNamespace(**{k: folder / v for k, v in names.items()}, model=folder / "model")
+
+
+def make(folder):
+    """Demo sky, training data, inputs of the inference and a trained model in `folder`."""
+    made = paths(folder)
+    folder.mkdir(exist_ok=True)
+    make_sky(made.data_dir)
+    make_training_data(made.data_dir, made.training_data)
+    write_recipe(made.recipe)
+    if run_train(made.training_data, made.model, recipe=made.recipe):
         raise RuntimeError("train failed")
-    return SimpleNamespace(
-        data_dir=data_dir, training_data=training_data, recipe=recipe, model=model
-    )
+    return made
 
 
-def run_python(code, *words):
-    """Run code that may import the project and the tests in another process, eagerly."""
+def shared(tmp_path_factory):
+    """What `make` makes, once for all processes of a run of the tests."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / "demo_model", root / "demo_model.done"
+    with open(root / "demo_model.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return paths(folder)
+
+
+def run_python(code, *words, **options):
+    """Run code that may import the project and the tests in another process."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     head = "import os, signal, sys\nfrom demo_model import quick\n"
     return subprocess.run(
@@ -121,4 +199,5 @@ def run_python(code, *words):
         capture_output=True,
         text=True,
         check=False,
+        **options,
     )

@@ -16,10 +16,8 @@ row that are not numbers; such rows are counted and the first are named. Lines t
 all (other number of cells, no id) are left out, and listed in the attribute `unusable_lines`; with
 more than MOST_UNUSABLE of them the file counts as damaged and fails.
 
-Size: about 13 kB a star (0.9 GB for 65,000; ESA's compressed CSV has 16 kB). Time: 1,100 stars/s on
-one core, 60 s for 65,000. Memory: 0.2 GB whatever the file. Finished shards are skipped, so running
-again goes on; a CSV may be deleted once its shard is there. When it fails: the summary names the
-file; fetch that one again.
+Finished shards are skipped, so running again goes on; a CSV may be deleted once its shard is there.
+When it fails: the summary names the file; fetch that one again.
 Exit status: 0 every file is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 

@@ -10,6 +10,7 @@ In each file of PAGES, what stands between a line `<!-- table: NAME -->` and the
   files                  a section on each kind of file, with the table of its datasets
   a kind of file         the table of its datasets alone, as of opt_output
   steps                  the scripts, and what each of them makes
+  costs                  size, time and memory of each step (tables/costs.toml)
   folders                the folders of the data directory, and what fills them
   parameters             the parameters of a star, in the order of stellar_params_est
   bands                  the photometric bands of the flux vector
@@ -27,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.schema import BANDS, DEFAULT_LABELS, FILES, KINDS, SURVEYS, flags, resolved
+from pipeline.schema import BANDS, COSTS, DEFAULT_LABELS, FILES, KINDS, SURVEYS, flags, resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/files.md", "data/README.md")
@@ -126,6 +127,15 @@ def steps_table() -> str:
     return table(("#", "script", "makes", "which is"), sorted([*rows, LABELS_STEP]))
 
 
+def costs_table() -> str:
+    """What each step costs."""
+    rows = [
+        (step_number(script), f"`{script}`", cost.size, cost.time, cost.memory)
+        for script, cost in COSTS.items()
+    ]
+    return table(("#", "script", "size of the output", "time, one core", "memory"), sorted(rows))
+
+
 def folders_table() -> str:
     """The folders of the data directory."""
     rows = (
@@ -161,6 +171,7 @@ def make_table(name) -> str:
     others = {
         "files": files_sections,
         "steps": steps_table,
+        "costs": costs_table,
         "folders": folders_table,
         "parameters": parameters_table,
         "bands": bands_table,

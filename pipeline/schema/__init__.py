@@ -6,6 +6,7 @@ Imports nothing else of the project; reads tables/bands.toml and tables/releases
 from pipeline.schema import flags
 from pipeline.schema.bands import BANDS, SURVEYS, photometry_columns
 from pipeline.schema.columns import FLUX_UNIT, Column
+from pipeline.schema.costs import COSTS
 from pipeline.schema.files import (
     FILES,
     KINDS,
@@ -22,6 +23,7 @@ from pipeline.schema.release import DEFAULT_RELEASE, XP_BANDS, Release, load_rel
 
 __all__ = [
     "BANDS",
+    "COSTS",
     "DEFAULT_LABELS",
     "DEFAULT_RELEASE",
     "FILES",
