@@ -33,7 +33,7 @@ from pipeline.provenance import Status, output_state, provenance
 from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows
 from pipeline.run import collect_failure, progress, setup_logging, usage_exit
 from pipeline.schema import KINDS, KNOWN_LABELS, Layout, flags, resolved
-from pipeline.schema.columns import DUST_MAPS
+from pipeline.schema.columns import COLUMN_MAPS
 from pipeline.schema.labels import LABEL_GRAMMAR, parse_label
 from pipeline.select import (
     add_release_argument,
@@ -67,7 +67,6 @@ EXT_ERR_RELATIVE = 0.1  # of E, in quadrature
 FIDELITY = "fidelity_v2"
 EXTINCTION_COLUMNS = ("ra", "dec", "parallax", "parallax_error")  # of the metadata
 BAYESTAR_COLUMNS = ("E_mean_bayestar", "E_sigma_bayestar")
-COLUMN_MAPS = tuple(name for name in DUST_MAPS if name != "bayestar")  # the preferred ones first
 COLUMN_MAP_COLUMNS = tuple(f"E_mean_{name}" for name in COLUMN_MAPS)
 REDDENING_COLUMNS = (*BAYESTAR_COLUMNS, *COLUMN_MAP_COLUMNS)
 

@@ -23,8 +23,8 @@ need no exception. A star without a parallax has the prior alone: its E_sigma co
 of sight, and the bit PARALLAX is not set. The map is asked at N_QUANTILES quantiles of the
 posterior, the nodes of a Gauss-Legendre rule in probability.
 
-dustmaps holds Bayestar whole in memory; --bayestar-samples 2 halves it. When it fails: a missing map
-is named with the command that fetches it; a bad shard is named.
+dustmaps holds Bayestar whole in memory; --bayestar-samples 2 halves it. When it fails: a missing
+map is named with the command that fetches it; a bad shard is named.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 

@@ -1,6 +1,6 @@
 """A tiny model trained on demo stars, which the tests of steps 8 and 10 share.
 
-TensorFlow runs eagerly in these tests: to compile takes far longer than so few steps.
+Nothing is compiled in these tests: that takes far longer than so few steps.
 """
 
 import contextlib
@@ -89,26 +89,32 @@ def write_recipe(path, **changes):
 # ---- steps in this process -------------------------------------------------------------------
 
 
+GRAPHS = ("_minimise", "curvature", "values", "estimate", "_search")  # of the solver
+
+
 @contextlib.contextmanager
 def quick():
-    """TensorFlow without compiling; a training that warms up fast and saves its state often; a
-    solver that gives up early; small pictures."""
+    """The solver as graphs, training eagerly, nothing compiled; a training that warms up fast and
+    saves its state often; a solver that gives up early; small pictures."""
+    import model  # noqa: F401  # its own graphs, before they are made otherwise
     import train
     from fitting import star_solver, training
     from pipeline.figures import style
     from pipeline.quiet_tensorflow import tf
 
+    whole = tf.function
+
+    def graph(function, jit_compile=None):
+        return whole(function) if function.__name__ in GRAPHS else function
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf, "function", graph)
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(star_solver, "POOLED_ITERATIONS", 8)
         for name in ("figure.dpi", "savefig.dpi"):
             patch.setitem(style.STYLE, name, 54)
-        tf.config.run_functions_eagerly(True)
-        try:
-            yield
-        finally:
-            tf.config.run_functions_eagerly(False)
+        yield
 
 
 def run_train(training_data, output, *options, recipe):

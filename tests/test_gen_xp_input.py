@@ -22,6 +22,7 @@ from step9_case import (
     write_table,
 )
 
+import compile_training_data
 import gen_xp_input_allsources as step
 import xp_utils
 from pipeline.photometry import vega_to_flux
@@ -227,7 +228,6 @@ def test_shard_without_stars_gives_a_whole_output_without_stars(sky, tables_of):
 
 def test_vector_is_the_one_of_the_training_set(sky, tables_of, tmp_path):
     """Model and inference must see the same numbers for the same star."""
-    training = pytest.importorskip("compile_training_data")
     ids = tables_of[FIDS[1]]["xp"]["source_id"][::5]
     for fid in FIDS:
         metadata = tables_of[fid]["metadata"] | {"fidelity_v2": np.ones(N_STARS, "f4")}
@@ -242,7 +242,9 @@ def test_vector_is_the_one_of_the_training_set(sky, tables_of, tmp_path):
         writer.write_table(labels)
     made = tmp_path / "training_data.h5"
     command = ["--data-dir", sky, "--stellar-params", tmp_path / "labels.h5", "--output", made]
-    status = training.main([str(word) for word in [*command, "--without", "reddening"]])
+    status = compile_training_data.main(
+        [str(word) for word in [*command, "--without", "reddening"]]
+    )
     assert status == 0
     assert run(sky) == 0
     trained, inferred = datasets(made), datasets(output(sky, FIDS[1]))
