@@ -52,6 +52,7 @@ SCRIPT = "train"
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipe.toml"
 LABELS = ("stellar_type", "stellar_type_err")
 EXTINCTION = ("stellar_ext", "stellar_ext_err")
+G_FLUX = "phot_g_mean_flux"
 
 CHECKPOINT_SECONDS = 20.0  # at most so much work is lost
 MIN_TRAINING_STARS = 200
@@ -90,11 +91,12 @@ class TrainingSet:
 
     def star_data(self, rows, channels):
         """`StarData` of some stars, with labels and reddening."""
-        from fitting.observed import OBSERVED, StarData
+        from fitting.observed import FINE, OBSERVED, StarData
 
         names = (*OBSERVED, *LABELS, *EXTINCTION)
         columns = [self.table[name][rows].astype("f4") for name in names]
-        return StarData(*columns[: len(OBSERVED)], channels, *columns[len(OBSERVED) :])
+        fine = self.table[FINE][rows] if FINE in self.table else None
+        return StarData(*columns[: len(OBSERVED)], channels, *columns[len(OBSERVED) :], fine)
 
 
 def read_training_data(path, release):
@@ -110,8 +112,8 @@ def read_training_data(path, release):
         labels = LabelSet.from_json(text)
         layout = Layout(release, labels)
         reader.check(resolved("training", layout))
-        names = ("flux", "flux_err", "plx", "plx_err", *LABELS, *EXTINCTION)
-        table, ids = reader.read_table(names), reader.source_id()
+        names = ("flux", "flux_err", "plx", "plx_err", *LABELS, *EXTINCTION, G_FLUX)
+        table, ids = reader.read_table(names, optional=("xp_fine",)), reader.source_id()
         wavelengths = reader.attributes("flux").get("sample_wavelengths", ())
         basis = str(reader.attrs.get("xp_basis", ""))
     problem = training_data_problem(table, wavelengths, layout)
@@ -170,7 +172,7 @@ def validation_scores(columns, data, held_out):
     ]
 
 
-def finish(trainer, args, data, calibration, held_out, made_by, log):
+def finish(trainer, args, data, held_out, made_by, log):
     """Write the model, its validation and its figures."""
     from fitting.held_out import infer_stars, trained_model
     from fitting.model_file import save_model
@@ -179,7 +181,7 @@ def finish(trainer, args, data, calibration, held_out, made_by, log):
     from model import export
 
     solver = StarSolver(trainer.model)  # one for all: compiling it takes seconds
-    trained = trained_model(trainer, solver, data.rows(calibration))
+    trained = trained_model(trainer, solver)
     export(trained.stellar.flux, args.output / "saved_model")
     columns = infer_stars(trained, solver, data.table, held_out)
     scores, alone = validation_scores(columns, data, held_out)
@@ -203,13 +205,20 @@ def log_outcome(trained, scores, alone, labels, log):
 
     say = {"extra": {"summary": True}}
     titles = [p.title for p in labels.parameters]
-    for factors, stars in zip(trained.errors.factors, ("with", "without"), strict=True):
-        words = ", ".join(f"{t} {f:.2f}" for t, f in zip(titles, factors, strict=True))
-        log.info("error factors of stars %s a parallax: %s", stars, words, **say)
-    weights = trained.errors.pool_weights
-    if weights[1]:
-        words = "pool: weights %.2f of the forward model, %.2f of the direct estimate"
-        log.info(words, *weights, **say)
+    errors = trained.errors
+    for k, level in enumerate(errors.levels):
+        for factors, stars in zip(errors.factors[:, k], ("with", "without"), strict=True):
+            words = ", ".join(f"{t} {f:.2f}" for t, f in zip(titles, factors, strict=True))
+            log.info(
+                "error factors of stars %s a parallax, S/N %.0f: %s",
+                stars,
+                np.exp(-level),
+                words,
+                **say,
+            )
+        words = "pool, S/N %.0f: weights %.2f of the forward model, %.2f of the direct estimate"
+        log.info(words, np.exp(-level), *errors.pool_weights[k], **say)
+    if errors.pool_weights[:, 1].any():
         text = format_accuracy(alone, labels)
         log.info("validation stars, the forward model alone:\n%s", text, **say)
     log.info("validation stars:\n%s", format_accuracy(scores, labels), **say)
@@ -303,8 +312,10 @@ def start_trainer(data, training, calibration, release, recipe, former):
     from xp_utils import flux_channels, load_xp_basis
 
     rows = np.concatenate([training, calibration])
-    stars = data.star_data(rows, flux_channels(load_xp_basis(release)))
-    stars = TrainingStars(stars, np.arange(len(rows)) >= len(training))
+    basis = load_xp_basis(release)
+    stars = data.star_data(rows, flux_channels(basis))
+    g = release.g_zero_point - 2.5 * np.log10(data.table[G_FLUX][rows])
+    stars = TrainingStars(stars, np.arange(len(rows)) >= len(training), g, basis)
     trainer = Trainer(stars, data.labels, recipe, release.name, data.basis)
     if former is not None:
         try:
@@ -360,7 +371,7 @@ def main(argv=None) -> int:
         trainer.epoch,
     )
     train(trainer, args.output / "checkpoint.h5", settings, made_by, log)
-    finish(trainer, args, data, calibration, held_out, made_by, log)
+    finish(trainer, args, data, held_out, made_by, log)
     return 0
 
 

@@ -88,6 +88,7 @@ def make_shard(fid, output, *, args, solver, trained, argv):
     source = shard_path(args.data_dir, INPUT, fid)
     made_by = provenance(SCRIPT, argv, [source, args.model / MODEL_FILE], release)
     counters = {flag.name: 0 for flag in bits}
+    fine = ("xp_fine",) if len(trained.stellar.fine_wavelengths) else ()
     with open_shard(args.data_dir, INPUT, fid, release) as reader:
         check_input(reader, trained, layout)
         n_stars = reader.n_rows
@@ -95,7 +96,7 @@ def make_shard(fid, output, *, args, solver, trained, argv):
         with ShardWriter(output, n_stars, release.id_column, made_by, attrs) as writer:
             writer.create_columns(datasets)
             for start in range(0, n_stars, CHUNK_STARS):
-                names = dict.fromkeys((*copied, "flux", "flux_err"))
+                names = dict.fromkeys((*copied, "flux", "flux_err", *fine))
                 table = reader.read_table(names, start, min(start + CHUNK_STARS, n_stars))
                 result = infer(table, solver, trained)
                 writer.write_table(result | {name: table[name] for name in copied}, start=start)

@@ -150,7 +150,13 @@ def tmass_columns(star):
     text = f"{TMASS_ERROR} mag, assumed"
     for band in ("j", "h", "ks"):
         out[f"{band}_m"] = Column(star[f"{band}_m"], "real", "2MASS")
-        out[f"{band}_msigcom"] = constant_column(n, TMASS_ERROR, text)
+        name = f"{band}_msigcom"
+        given = name in star
+        out[name] = (
+            Column(star[name], "derived", "2MASS, as the star file has it")
+            if given
+            else constant_column(n, TMASS_ERROR, text)
+        )
     return out
 
 

@@ -7,36 +7,55 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting.observed import LnFlux, StarData, ln_flux_data
-from fitting.recipe import CalibrationStage, DirectStage, LikelihoodStage
+from fitting.dimming import Dimming
+from fitting.direct import direct_inputs, hide_parallax
+from fitting.observed import StarData
+from fitting.recipe import (
+    CalibrationStage,
+    DirectStage,
+    DistanceStage,
+    LikelihoodStage,
+    OddityStage,
+)
+from fitting.strange import StrangeThings
+from xp_utils import XPBasis, reference_flux
 
 START_EXT = 0.1  # E where no map has a value, +- UNKNOWN_EXT_ERR
 UNKNOWN_EXT_ERR = 1.0
+N_KINDS = 3  # ordinary stars, blends, and what is no star of ours
 FLAT_LN_PLX_ERR = 3.0  # prior of ln plx where the parallax is hidden or missing
+# Mag, of a `reference_flux` of 1, where the G magnitude is not known: median of the demo's stars.
+REFERENCE_G = 18.56
 
 
 @dataclass
 class TrainingStars:
     """Stars with labels, as `StarData` of all K labels; calibration (N,) bool: those that serve a
-    stage of that kind alone.
+    stage of that kind alone; g (N,): G magnitudes, NaN where not known; basis: of their spectra.
 
-    start_ext, start_ext_err (N,): E and its error, where no map has a value a wide guess.
+    ext, ext_err (N,): E and its error, where no map has a value a wide guess. dimming: what shows
+    them fainter, None where the release has no typical noise.
     """
 
     data: StarData
     calibration: np.ndarray
+    g: np.ndarray
+    basis: XPBasis
 
     def __post_init__(self):
-        data = self.data
+        data, channels = self.data, self.data.channels
         self.observed = data.observed
-        err = data.flux_err.copy()
-        err[:, data.channels.bp] = np.inf
-        self.without_bp = ln_flux_data(data.flux, err, data.channels)
         known = np.isfinite(data.extinction) & np.isfinite(data.extinction_err)
         self.ext = np.where(known, data.extinction, START_EXT).astype("f4")
         self.ext_err = np.where(known, data.extinction_err, UNKNOWN_EXT_ERR).astype("f4")
-        self.ln_plx = np.log(data.parallax)
-        self.ln_plx_err = (data.parallax_err / data.parallax).astype("f4")
+        used = np.isfinite(data.flux_err)
+        reference = reference_flux(data.flux, used, channels.bp, channels.rp)
+        about = REFERENCE_G - 2.5 * np.log10(reference)
+        self.g = np.where(np.isfinite(self.g), self.g, about)
+        noise = self.basis.release.spectra.noise
+        self.dimming = None
+        if noise is not None:
+            self.dimming = Dimming(data.take(self.training), self.g[self.training], self.basis)
 
     def __len__(self):
         return len(self.data)
@@ -59,6 +78,10 @@ class Batches:
         self.z = model.standardised(stars.data.theta).astype("f4")  # of all K labels
         self.z_err = (stars.data.theta_err / model.label_scale).astype("f4")
         self.weight = self._rarity_weight()
+        channels = model.channels
+        self.n_bands = len(channels) - channels.n_xp
+        self.alone = {"bp": channels.bp & ~channels.rp, "rp": channels.rp & ~channels.bp}
+        self.strange = None if stars.dimming is None else StrangeThings(stars, model.labels)
 
     def _rarity_weight(self):
         """Weights (N,) of mean 1 that let rare types count: the inverse root of the prior density,
@@ -71,10 +94,19 @@ class Batches:
 
     def of(self, rows, stage, rng):
         """{name: (B, ...) float32} of the stars `rows` for a stage."""
+        one = np.ones(len(rows), "f4")
+        if isinstance(stage, OddityStage):
+            inputs, kind = self.odd_inputs(rows, stage, rng)
+            return {"inputs": inputs, "kind": np.eye(N_KINDS, dtype="f4")[kind], "weight": one}
+        shown = self.shown(rows, stage, rng)
         if isinstance(stage, DirectStage):
-            inputs = self.direct_inputs(rows, stage, rng)
-            return {"inputs": inputs, "z": self.z[rows], "weight": np.ones(len(rows), "f4")}
-        batch = vars(self._fluxes(rows, rng)) | self._known(rows, stage, rng)
+            inputs = self.direct_inputs(shown, stage, rng)
+            return {"inputs": inputs, "z": self.z[rows], "weight": one}
+        if isinstance(stage, DistanceStage):
+            z, z_err = self.distances(shown)
+            inputs = hide_parallax(self.direct_inputs(shown, stage, rng), self.n_bands)
+            return {"inputs": inputs, "z": z, "z_err": z_err, "weight": one}
+        batch = self._fluxes(shown, rng) | self._known(rows, shown, stage, rng)
         centre, width = self._centre(rows, rng)
         batch["z_noise"] = centre
         if isinstance(stage, LikelihoodStage):
@@ -88,31 +120,58 @@ class Batches:
             batch["label_err"] = batch["z_err"]
         return {name: np.asarray(value, "f4") for name, value in batch.items()}
 
-    def _fluxes(self, rows, rng):
-        """`LnFlux` of the stars: some not seen by BP, some without photometry."""
-        observed = self._some_without_bp(rows, rng)
+    def shown(self, rows, stage, rng):
+        """`StarData` of the stars `rows` as a stage sees them: some fainter, some without BP or RP.
+
+        Likelihood stages see them as they are, but for the missing bands.
+        """
+        stars, recipe, n = self.stars, self.recipe, len(rows)
+        data = stars.data.take(rows)
+        if stars.dimming is None:
+            return data
+        if not isinstance(stage, LikelihoodStage):
+            return self.fainter(data, rows, rng)
+        return stars.dimming.hide(data, rng.random(n) < recipe.hide_bp, "bp")
+
+    def fainter(self, data, rows, rng):
+        """`StarData` of the stars `rows`: some fainter, some without BP or RP."""
+        dimming, recipe, n = self.stars.dimming, self.recipe, len(rows)
+        data = dimming.show(data, self.magnitudes(rows, rng), rng)
+        no_bp = rng.random(n) < recipe.hide_bp
+        no_rp = ~no_bp & (rng.random(n) < recipe.hide_rp)
+        # Not both: a star that one band has not seen keeps the other.
+        seen = {
+            band: np.isfinite(data.flux_err)[:, place].any(1) for band, place in self.alone.items()
+        }
+        data = dimming.hide(data, no_rp & seen["bp"], "rp")
+        return dimming.hide(data, no_bp & seen["rp"], "bp")
+
+    def magnitudes(self, rows, rng):
+        """By how many magnitudes (n,) the stars `rows` are shown fainter."""
+        bright, faint = self.recipe.faint_g
+        at = rng.uniform(bright, faint, len(rows))
+        fainter = np.maximum(at - self.stars.g[rows], 0.0)
+        return np.where(rng.random(len(rows)) < self.recipe.faint_share, fainter, 0.0)
+
+    def _fluxes(self, shown, rng):
+        """The batch's ln fluxes; some stars without photometry."""
+        observed = shown.observed
         photometry = np.arange(self.model.channels.n_xp, len(self.model.channels))
-        observed.hide(rng.random(len(rows)) < self.recipe.hide_photometry, photometry)
-        return observed
+        observed.hide(rng.random(len(shown)) < self.recipe.hide_photometry, photometry)
+        return dict(vars(observed))
 
-    def _some_without_bp(self, rows, rng):
-        no_bp = (rng.random(len(rows)) < self.recipe.hide_bp)[:, None]
-        pairs = zip(
-            vars(self.stars.without_bp).values(), vars(self.stars.observed).values(), strict=True
-        )
-        return LnFlux(*(np.where(no_bp, hidden[rows], seen[rows]) for hidden, seen in pairs))
-
-    def _known(self, rows, stage, rng):
+    def _known(self, rows, shown, stage, rng):
         """Labels, extinction and parallax of the stars, some parallaxes hidden."""
         stars, forward = self.stars, self.forward
         no_plx = rng.random(len(rows)) < self._hide_parallax(stage)
+        relative = shown.parallax_err / shown.parallax
         return {
             "z": self.z[rows][:, forward],
             "z_err": self.z_err[rows][:, forward],
             "ext": stars.ext[rows],
             "ext_err": stars.ext_err[rows],
-            "ln_plx": stars.ln_plx[rows],
-            "ln_plx_err": np.where(no_plx, FLAT_LN_PLX_ERR, stars.ln_plx_err[rows]),
+            "ln_plx": np.log(shown.parallax),
+            "ln_plx_err": np.where(no_plx, FLAT_LN_PLX_ERR, relative),
         }
 
     def _hide_parallax(self, stage):
@@ -129,18 +188,45 @@ class Batches:
         width = labels.array("width") / self.model.label_scale[self.forward] * growth
         return self.z[rows][:, self.forward] + width * rng.normal(size=width.shape), width
 
-    def direct_inputs(self, rows, stage, rng):
-        """What the direct estimate sees of the stars `rows`: some have a worse parallax or none, or
+    def direct_inputs(self, shown, stage, rng):
+        """What the direct estimate sees of `StarData`: some stars have a worse parallax or none, or
         do without a part of their fluxes."""
-        n, observed = len(rows), self._some_without_bp(rows, rng)
+        n = len(shown)
         for places in self.model.channels.photometry.values():
-            observed.hide(rng.random(n) < self.recipe.hide_photometry, places)
-        data = self.stars.data
-        plx, err = (x[rows].astype("f8") for x in (data.parallax, data.parallax_err))
+            shown.observed.hide(rng.random(n) < self.recipe.hide_photometry, places)
+        plx, err = (x.astype("f8") for x in (shown.parallax, shown.parallax_err))
         blur = (rng.random(n) < self.recipe.blur_parallax) * np.abs(plx * rng.normal(size=n))
         plx, err = plx + blur * rng.normal(size=n), np.hypot(err, blur)
         hidden = rng.random(n) < self._hide_parallax(stage)
-        return self.model.direct_inputs(observed, np.where(hidden, np.nan, plx), err)
+        shown.parallax, shown.parallax_err = np.where(hidden, np.nan, plx), err
+        return direct_inputs(shown)
+
+    def distances(self, shown):
+        """Standardised ln flux at 1 kpc of `StarData`, by their parallaxes, and its error (n,)."""
+        at_kpc = shown.observed.features[:, 0] - 2 * np.log(shown.parallax)
+        mean, scale = self.model.distance_mean, self.model.distance_scale
+        err = 2 * shown.parallax_err / shown.parallax / scale
+        return ((at_kpc - mean) / scale).astype("f4"), err.astype("f4")
+
+    def odd_inputs(self, rows, stage, rng):
+        """Inputs of stars, half of them ordinary (kind 0), a quarter blends (1) and a quarter
+        things that are no stars of ours (2); and their kinds."""
+        kind = np.where(rng.random(len(rows)) < 0.5, 0, rng.integers(1, N_KINDS, len(rows)))
+        order = np.argsort(kind, kind="stable")
+        rows, kind = rows[order], kind[order]
+        inputs = []
+        for k in range(N_KINDS):
+            chosen = rows[kind == k]
+            shown = self.odd(k, chosen, rng)
+            shown = self.fainter(shown, chosen, rng)
+            inputs.append(self.direct_inputs(shown, stage, rng))
+        return np.concatenate(inputs), kind
+
+    def odd(self, kind, rows, rng):
+        """`StarData` of a kind of things, made of the stars `rows`."""
+        if kind == 0 or not len(rows):
+            return self.stars.data.take(rows)
+        return (self.strange.blends if kind == 1 else self.strange.objects)(rows, rng)
 
     def selected(self, stage, rejected):
         """Rows of the stars that a gradient stage trains on; rejected (N,) bool: none of these."""

@@ -8,59 +8,72 @@ Arrays in, arrays out.
 import numpy as np
 
 from fitting.confidence import confidence_features
-from fitting.observed import OBSERVED, StarData, used_fluxes
+from fitting.observed import StarData, used_fluxes
 from fitting.posterior import estimates, pool, widened
 from pipeline.schema import flags, inferred_columns
 
 MIN_XP_FLUXES = 20  # fewer say too little to solve for a star's parameters
+FIDELITY = "fidelity_v2"  # optional column of a table of observed stars
 
 
 def infer(table, solver, trained):
     """The inferred columns of stars, {name: (N, ...)}.
 
-    table: columns OBSERVED, rows aligned. solver: a `StarSolver` of `trained.stellar`. A star
-    without a usable spectrum, or whose precision is not positive definite, has NaN and is flagged.
+    table: columns OBSERVED, and FINE if the model sees that, rows aligned; where it has FIDELITY,
+    parallaxes of a poor astrometric solution are not used. solver: a `StarSolver` of
+    `trained.stellar`. A star without a usable spectrum, or whose precision is not positive
+    definite, has NaN and is flagged.
     """
     channels, labels = trained.stellar.channels, trained.stellar.labels
-    bits = flags.quality_flag(labels)
     used = used_fluxes(table["flux"], table["flux_err"])
-    n_xp = used[:, : channels.n_xp].sum(1)
-    rows = np.flatnonzero(n_xp >= MIN_XP_FLUXES)
+    rows = np.flatnonzero(used[:, : channels.n_xp].sum(1) >= MIN_XP_FLUXES)
     out = {
         name: np.full((len(used), *data.shape), np.nan if data.dtype[0] == "f" else 0, data.dtype)
         for name, data in inferred_columns(labels).items()
     }
     out["n_flux"][:] = used.sum(1)
-    out["quality_flags"][:] = bits.BAD_INPUT
+    out["quality_flags"][:] = flags.quality_flag(labels).BAD_INPUT
     if len(rows):
-        data = StarData.of_table({name: table[name] for name in OBSERVED}, channels, rows)
-        found, converged = solve_stars(data, solver, trained.errors)
+        data = StarData.of_table(table, channels, rows)
+        unreliable = np.zeros(len(rows), bool)
+        if FIDELITY in table:
+            unreliable = table[FIDELITY][rows] < flags.LEAST_FIDELITY
+            data.parallax = np.where(unreliable, np.nan, data.parallax)
+        found, converged = solve_stars(data, solver, trained.errors, trained.alarms)
         confidence = _confidences(found, data, trained)
         found |= {f"{x.name}_confidence": c for x, c in zip(labels, confidence.T, strict=True)}
-        found["quality_flags"] = _quality_flags(
-            found, confidence, converged, n_xp[rows], data, trained
+        conditions = _conditions(found, confidence, data, trained)
+        conditions |= {"NOT_CONVERGED": ~converged, "LOW_FIDELITY": unreliable}
+        bits = flags.quality_flag(labels)
+        found["quality_flags"] = sum(
+            np.where(where, bits[name].value, 0) for name, where in conditions.items()
         )
         for name, values in found.items():
             out[name][rows] = values
     return out
 
 
-def solve_stars(data, solver, errors):
+def solve_stars(data, solver, errors, alarms=None):
     """The inferred columns but for confidences and flags, and converged (N,) bool, of usable stars.
 
-    errors: `posterior.ErrorModel`.
+    errors: `posterior.ErrorModel`. alarms: `trained_model.Alarms`; where the parallax is in tension
+    with the fluxes by these, the solution without it is the second one.
     """
-    model, direct = solver.model, solver.direct(data)
-    modes = solver.solve(data, direct)
+    model, seen = solver.model, solver.seen(data)
+    modes = solver.solve(data, seen.direct)
+    odd = odd_columns(seen, data, model)
+    if alarms is not None:
+        _solve_without_parallax(modes, data, seen, solver, alarms.tense(odd["parallax_tension"]))
     best, second = modes.best, modes.second
     first, other = (solver.gaussian(data, mode) for mode in (best, second))
     ln_ratio = best.phi - second.phi
-    whole = widened(first, other, ln_ratio, data.useful_parallax, errors.factors)
+    factors, weights = errors.of(data)
+    whole = widened(first, other, ln_ratio, factors)
     alone, elsewhere = estimates(whole, model), estimates(other, model)
     pooled = alone
-    if errors.pool_weights[1]:
-        z, sigma = direct[:, :, model.is_forward]
-        pooled = estimates(pool(whole, z, sigma, errors.pool_weights), model)
+    if seen.direct is not None and weights[:, 1].any():
+        z, sigma = seen.direct[:, :, model.is_forward]
+        pooled = estimates(pool(whole, z, sigma, weights), model)
     triangle = np.triu_indices(len(model.coordinates))
     found = {
         "stellar_params_est": pooled.est,
@@ -76,12 +89,46 @@ def solve_stars(data, solver, errors):
         "ln_prior": model.prior.ln_density(best.u[:, model.coordinates.z]).numpy(),
         "ln_post": -best.phi,
     }
-    return found | _direct_columns(direct, model), best.converged
+    return found | odd | _direct_columns(seen.direct, len(data), model), best.converged
 
 
-def _direct_columns(direct, model):
+def _solve_without_parallax(modes, data, seen, solver, tense):
+    """Put the solutions without parallax in the place of the second ones, of the stars `tense` (N,)
+    bool; their ln posterior is the one with the parallax."""
+    rows = np.flatnonzero(tense)
+    if not len(rows):
+        return
+    some = data.take(rows)
+    hidden = some.without_parallax()
+    free = solver.solve(hidden, None if seen.direct is None else seen.direct[:, rows]).best
+    off = np.exp(free.u[:, solver.at.ln_plx]) - some.parallax
+    free.phi = free.phi + 0.5 * (off / some.parallax_err) ** 2
+    modes.second.put(rows, free)
+
+
+def odd_columns(seen, data, model):
+    """Columns that say what is odd of stars; NaN where the model has no networks for it."""
+    nothing = np.full(len(data), np.nan)
+    blend, strange = (nothing, nothing) if seen.kinds is None else seen.kinds[:, 1:].T
+    tension = nothing
+    if seen.distance is not None:
+        z, sigma = seen.distance[:, :, 0].astype("f8") * model.distance_scale
+        with np.errstate(invalid="ignore", divide="ignore"):
+            err = data.parallax_err / np.maximum(data.parallax, data.parallax_err)
+            floored = np.maximum(data.parallax, data.parallax_err)
+            expected = 0.5 * (data.observed.features[:, 0] - model.distance_mean - z)
+            tension = (np.log(floored) - expected) / np.hypot(err, 0.5 * sigma)
+    return {
+        "parallax_tension": tension,
+        "blend_probability": blend,
+        "strange_probability": strange,
+    }
+
+
+def _direct_columns(direct, n, model):
     """Columns of the labels that the direct estimate alone gives."""
     out = {}
+    direct = np.full((2, n, len(model.labels)), np.nan) if direct is None else direct
     for k, label in enumerate(model.labels):
         if not label.forward:
             z, sigma = direct[:, :, k].astype("f8")
@@ -118,22 +165,26 @@ def _confidences(found, data, trained):
     return out
 
 
-def _quality_flags(found, confidence, converged, n_xp, data, trained):
-    """Quality flags (N,) of solved stars, whose confidences are (N, K)."""
+def _conditions(found, confidence, data, trained):
+    """{name of a quality flag: where it is set (N,) bool} of solved stars, whose confidences are
+    (N, K)."""
     model, est = trained.stellar, found["stellar_params_est"]
-    at, bits = model.coordinates, flags.quality_flag(model.labels)
+    at, channels = model.coordinates, model.channels
+    used = data.observed.used > 0
     off_parallax = np.abs(est[:, at.ln_plx] - data.parallax)
-    conditions = {
-        bits[flags.confidence_flag(label.name)]: confidence[:, k] < flags.CONFIDENCE_LIMIT
+    alone = (channels.bp & ~channels.rp, channels.rp & ~channels.bp)
+    level = data.observed.features[:, 1]
+    return {
+        flags.confidence_flag(label.name): confidence[:, k] < flags.CONFIDENCE_LIMIT
         for k, label in enumerate(model.labels)
     } | {
-        bits.CHI2: found["chi2_opt"] > flags.CHI2_PER_XP_FLUX * n_xp,
-        bits.LN_PRIOR: found["ln_prior"] < model.prior.ln_prior_floor,
-        bits.PARALLAX: off_parallax > flags.PARALLAX_SIGMAS * data.parallax_err,
-        bits.NOT_CONVERGED: ~converged,
-        bits.BAD_INPUT: ~np.isfinite(est).all(1),
-        bits.OUT_OF_RANGE: trained.range.excludes(
-            est[:, at.z], est[:, at.ln_ext], data.observed.features
-        ),
+        "CHI2": found["chi2_opt"] > flags.CHI2_PER_XP_FLUX * used[:, : channels.n_xp].sum(1),
+        "LN_PRIOR": found["ln_prior"] < model.prior.ln_prior_floor,
+        "PARALLAX": off_parallax > flags.PARALLAX_SIGMAS * data.parallax_err,
+        "BAD_INPUT": ~np.isfinite(est).all(1),
+        "OUT_OF_RANGE": trained.range.excludes(est[:, at.z], est[:, at.ln_ext], level),
+        "PARALLAX_TENSION": trained.alarms.tense(found["parallax_tension"]),
+        "BLEND": found["blend_probability"] > trained.alarms.blend,
+        "STRANGE": found["strange_probability"] > trained.alarms.strange,
+        "BAND_MISSING": ~(used[:, alone[0]].any(1) & used[:, alone[1]].any(1)),
     }
-    return sum(np.where(where, bit.value, 0) for bit, where in conditions.items())

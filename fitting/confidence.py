@@ -8,6 +8,7 @@ import numpy as np
 # tolerance.
 CONFIDENCE_SIGMAS = 3.0
 NO_SECOND_MODE = -20.0  # ln posterior of a second mode that was not found
+MOST_TENSION, MOST_LN_ODDS = 6.0, 8.0  # of features
 MOST_STANDARDISED = 5.0  # features are clipped to this range
 REGULARISATION = 0.02  # inverse strength of the L2 penalty, of scikit-learn
 
@@ -71,8 +72,17 @@ def confidence_features(columns, features, has_parallax, at):
             has_parallax,
             columns["n_flux"],
             np.log(apart.max(1) + 0.1),
+            np.minimum(np.abs(np.nan_to_num(columns["parallax_tension"])), MOST_TENSION),
+            _ln_odds(columns["blend_probability"]),
+            _ln_odds(columns["strange_probability"]),
         ]
     ).astype("f8")
+
+
+def _ln_odds(probability):
+    """ln odds, within MOST_LN_ODDS; those of nothing odd where the probability is not known."""
+    p = np.clip(np.nan_to_num(probability), 1e-6, 1 - 1e-6)
+    return np.clip(np.log(p / (1 - p)), -MOST_LN_ODDS, MOST_LN_ODDS)
 
 
 def is_right(est, err, label, label_err, labels):

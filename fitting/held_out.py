@@ -1,97 +1,207 @@
 """What is made of a training by stars that it never saw: error factors, pool, confidences."""
 
+import dataclasses
+
 import numpy as np
 from scipy.optimize import minimize
 
-from fitting.catalogue import infer, known_features, label_estimates, solve_stars
+from fitting.batches import N_KINDS
+from fitting.catalogue import (
+    infer,
+    known_features,
+    label_estimates,
+    odd_columns,
+    solve_stars,
+)
 from fitting.confidence import fit_confidence, is_right
-from fitting.observed import StarData, without_parallax
+from fitting.observed import StarData
 from fitting.posterior import ErrorModel, needed_factors, physical, pool, pool_loss, widened
 from fitting.simulation import simulate
-from fitting.trained_model import TrainedModel, TrainingRange
+from fitting.trained_model import Alarms, TrainedModel, TrainingRange
 
 MIN_POOL_STARS = 30  # fewer cannot calibrate the pool: the forward model is left alone
 START_WEIGHTS = (0.5, 0.5)  # of the pool
+SIMULATED_LEVELS = 3  # brightnesses at which stars calibrate: as they are, and fainter
+FALSE_ALARMS = 0.01  # of ordinary stars, for each alarm
+LEAST_TENSION, LEAST_PROBABILITY = 3.0, 0.5  # alarms are not below
+WIDEST_STEP = 1e-3  # of a level, at least: levels ascend
 
 
-def trained_model(trainer, solver, table):
+@dataclasses.dataclass
+class Calibrators:
+    """Stars by which errors are calibrated, as they look at some brightness.
+
+    data: `StarData`; label, label_err (N, K).
+    """
+
+    data: StarData
+    label: np.ndarray
+    label_err: np.ndarray
+
+    def without_parallax(self):
+        """The same stars, their parallaxes hidden."""
+        return dataclasses.replace(self, data=self.data.without_parallax())
+
+
+def brightnesses(stars, recipe):
+    """G magnitudes to which stars are shown fainter to calibrate: none (as they are), and, where
+    the training shows them fainter, others down to its faintest."""
+    if stars.dimming is None or not recipe.faint_share:
+        return [-np.inf]
+    bright, faint = recipe.faint_g
+    fainter = np.linspace(bright, faint, SIMULATED_LEVELS)[1:]
+    return [-np.inf, *fainter.tolist()]
+
+
+def shown_at(stars, rows, g, seed):
+    """`StarData` of the stars `rows` as they look at G magnitude g, or as they are if brighter."""
+    data = stars.data.take(rows)
+    if not np.isfinite(g):
+        return data
+    rng = np.random.default_rng(seed)
+    return stars.dimming.show(data, np.maximum(g - stars.g[rows], 0.0), rng)
+
+
+def trained_model(trainer, solver):
     """The `TrainedModel` of a training: its range, error factors from simulated stars and, from the
-    calibration stars (rows of `table`, with labels), pool and confidences.
+    calibration stars, pool and confidences.
 
     solver: a `StarSolver` of the trainer's model.
     """
-    errors = ErrorModel(simulated_factors(trainer, solver), np.array([1.0, 0.0]))
-    n_calibration = len(table["plx"])
-    if trainer.model.direct is not None and n_calibration >= MIN_POOL_STARS:
-        errors = ErrorModel(errors.factors, pool_weights(solver, table, errors.factors))
-    confidence = fitted_confidence(solver, table, errors) if n_calibration else None
-    if confidence is None:
-        confidence = no_confidence(trainer, solver, errors)
-    return TrainedModel(trainer.model, errors, confidence, training_range(trainer))
+    stars, seed = trainer.stars, trainer.recipe.seed
+    rows = np.flatnonzero(stars.calibration)
+    sets = [
+        Calibrators(
+            shown_at(stars, rows, g, [seed, 1, k]),
+            stars.data.theta[rows],
+            stars.data.theta_err[rows],
+        )
+        for k, g in enumerate(brightnesses(stars, trainer.recipe))
+        if len(rows)
+    ]
+    errors = error_model(trainer, solver, sets)
+    alarms = fitted_alarms(solver, sets)
+    odd = odd_sets(trainer, rows) if len(rows) else []
+    confidence = fitted_confidence(trainer, solver, sets, odd, errors)
+    return TrainedModel(trainer.model, errors, confidence, training_range(trainer), alarms)
+
+
+def odd_sets(trainer, rows):
+    """`Calibrators` that are blends, whose label is the brighter star's, and strange things, which
+    have none (NaN), made of the stars `rows`, as the training shows them."""
+    stars, batches = trainer.stars, trainer.batches
+    if trainer.model.oddity is None:
+        return []
+    rng, out = np.random.default_rng([trainer.recipe.seed, 4]), []
+    for kind in range(1, N_KINDS):
+        data = batches.fainter(batches.odd(kind, rows, rng), rows, rng)
+        label = (
+            stars.data.theta[rows] if kind == 1 else np.full_like(stars.data.theta[rows], np.nan)
+        )
+        out.append(Calibrators(data, label, stars.data.theta_err[rows]))
+    return out
+
+
+def fitted_alarms(solver, sets):
+    """`Alarms` that FALSE_ALARMS of the calibration stars set, at the brightness where most do."""
+    found = [odd_columns(solver.seen(one.data), one.data, solver.model) for one in sets]
+
+    def limit(name, least):
+        values = [np.abs(one[name]) for one in found]
+        values = [x[np.isfinite(x)] for x in values]
+        of_sets = [np.quantile(x, 1 - FALSE_ALARMS) for x in values if len(x)]
+        return max([least, *of_sets]) if of_sets else np.inf
+
+    return Alarms(
+        limit("parallax_tension", LEAST_TENSION),
+        limit("blend_probability", LEAST_PROBABILITY),
+        limit("strange_probability", LEAST_PROBABILITY),
+    )
 
 
 def training_range(trainer):
-    """The range of the stars that were trained on."""
-    kept = ~trainer.rejected & ~trainer.stars.calibration
-    stars = trainer.stars
+    """The range of the stars that were trained on, as they were shown."""
+    kept = np.flatnonzero(~trainer.rejected & ~trainer.stars.calibration)
+    stars, recipe = trainer.stars, trainer.recipe
     theta = stars.data.theta[kept][:, trainer.model.is_forward]
-    return TrainingRange.of_stars(theta, stars.ext[kept], stars.observed.features[kept])
+    levels = [
+        shown_at(stars, kept, g, [recipe.seed, 2, k]).observed.features[:, 1]
+        for k, g in enumerate(brightnesses(stars, recipe))
+    ]
+    n = len(levels)
+    return TrainingRange.of_stars(
+        np.tile(theta, (n, 1)), np.tile(stars.ext[kept], n), np.concatenate(levels)
+    )
 
 
-def simulated_factors(trainer, solver):
-    """The error factors (2, n) that simulated stars need, with a parallax (of 20%) and without;
-    real stars lend them their errors and brightness."""
-    model, data, recipe = trainer.model, trainer.stars.data, trainer.recipe
+def error_model(trainer, solver, sets):
+    """The `ErrorModel` of a training: factors from simulated stars, weights of the pool from
+    calibration stars, at each brightness of `sets`."""
+    levels, factors, weights = [], [], []
+    for k in range(len(brightnesses(trainer.stars, trainer.recipe))):
+        level, of_set = simulated_factors(trainer, solver, k)
+        levels.append(max([level, *(x + WIDEST_STEP for x in levels)]))
+        factors.append(of_set)
+        pooled = sets and trainer.model.direct is not None and len(sets[k].data) >= MIN_POOL_STARS
+        own = pool_weights(solver, sets[k], of_set) if pooled else np.array([1.0, 0.0])
+        weights.append(own)
+    return ErrorModel(np.array(levels), np.stack(factors, 1), np.array(weights))
+
+
+def simulated_factors(trainer, solver, k):
+    """(error level, factors (2, n)) that simulated stars need at the k-th of `brightnesses`, with a
+    parallax (of 20%) and without; real stars lend them their errors and brightness."""
+    model, stars, recipe = trainer.model, trainer.stars, trainer.recipe
+    g = brightnesses(stars, recipe)[k]
+    data = shown_at(stars, np.arange(len(stars)), g, [recipe.seed, 3, k])
     hosts = {"flux": data.flux, "flux_err": data.flux_err}
     alone, factors = ErrorModel.curvature_alone(len(model.coordinates)), []
     for with_parallax in (True, False):
-        rng = np.random.default_rng([recipe.seed, len(recipe.stages), with_parallax])
+        rng = np.random.default_rng([recipe.seed, len(recipe.stages), with_parallax, k])
         table, u = simulate(model, hosts, recipe.simulated_stars, with_parallax, rng)
         found, _ = solve_stars(StarData.of_table(table, model.channels), solver, alone)
         est, err = found["model_params_est"], found["model_params_err"]
         factors.append(needed_factors(est, err, physical(u, model)))
-    return np.array(factors)
+    return float(np.median(data.observed.features[:, 1])), np.array(factors)
 
 
-def pool_weights(solver, table, factors):
-    """The weights (2,) of `posterior.pool` that make the labels of held-out stars most likely, with
-    and without parallaxes."""
+def pool_weights(solver, one, factors):
+    """The weights (2,) of `posterior.pool` that make the labels of `Calibrators` most likely, with
+    and without parallaxes; factors (2, n): of their errors."""
     model, seen = solver.model, []
-    z = model.standardised(table["stellar_type"])[:, model.is_forward]
-    for shown in (table, without_parallax(table)):
-        data = StarData.of_table(shown, model.channels)
-        direct = solver.direct(data)
+    z = model.standardised(one.label)[:, model.is_forward]
+    for shown in (one, one.without_parallax()):
+        data = shown.data
+        direct = solver.seen(data).direct
         modes = solver.solve(data, direct)
         first, second = (solver.gaussian(data, mode) for mode in (modes.best, modes.second))
         ln_ratio = modes.best.phi - modes.second.phi
-        whole = widened(first, second, ln_ratio, data.useful_parallax, factors)
+        of_star = np.where(data.useful_parallax[:, None], *factors)
+        whole = widened(first, second, ln_ratio, of_star)
         seen.append((whole, *direct[:, :, model.is_forward]))
 
     def loss(ln_weights):
-        return np.mean([pool_loss(pool(*one, np.exp(ln_weights)), z) for one in seen])
+        weights = np.tile(np.exp(ln_weights), (len(z), 1))
+        return np.mean([pool_loss(pool(*shown, weights), z) for shown in seen])
 
     return np.exp(minimize(loss, np.log(START_WEIGHTS), method="Nelder-Mead").x)
 
 
-def fitted_confidence(solver, table, errors):
-    """`Confidence` in the labels, from held-out stars with and without their parallaxes."""
+def fitted_confidence(trainer, solver, sets, odd, errors):
+    """`Confidence` in the labels, from sets of `Calibrators` with and without their parallaxes, and
+    from odd ones; a half for every star where there are none."""
     model, features, right = solver.model, [], []
-    for shown in (table, without_parallax(table)):
-        data = StarData.of_table(shown, model.channels)
-        found, _ = solve_stars(data, solver, errors)
-        features.append(known_features(found, data, model))
+    if not sets:
+        data = trainer.stars.data.take(np.arange(1))
+        features = known_features(solve_stars(data, solver, errors)[0], data, model)
+        return fit_confidence(np.full_like(features, np.nan), np.ones((1, len(model.labels)), bool))
+    shown_sets = [shown for one in sets for shown in (one, one.without_parallax())]
+    for shown in shown_sets + odd:
+        found, _ = solve_stars(shown.data, solver, errors)
+        features.append(known_features(found, shown.data, model))
         est, err = label_estimates(found, model.labels)
-        label = (table["stellar_type"], table["stellar_type_err"])
-        right.append(is_right(est, err, *label, model.labels))
+        right.append(is_right(est, err, shown.label, shown.label_err, model.labels))
     return fit_confidence(np.concatenate(features), np.concatenate(right))
-
-
-def no_confidence(trainer, solver, errors):
-    """The `Confidence` of a training without calibration stars: a half for every star."""
-    data = trainer.stars.data.take(np.arange(1))
-    found, _ = solve_stars(data, solver, errors)
-    features = known_features(found, data, trainer.model)
-    return fit_confidence(np.full_like(features, np.nan), np.zeros((1, len(trainer.model.labels))))
 
 
 def infer_stars(trained, solver, table, rows):

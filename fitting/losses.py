@@ -97,6 +97,22 @@ class Losses:
         terms = ln_sigma + 0.5 * (DIRECT_NU + 1) * tf.math.log1p(off * off / DIRECT_NU)
         return tf.reduce_mean(tf.reduce_sum(terms, 2), 0)
 
+    def distance(self, batch):
+        """-ln p(ln flux at 1 kpc) by the networks, Student-t, up to a constant; the error of the
+        parallax is not theirs."""
+        z, ln_sigma = self.model.distance.outputs(batch["inputs"])
+        variance = tf.exp(2.0 * ln_sigma[:, :, 0]) + batch["z_err"] ** 2
+        off2 = (batch["z"] - z[:, :, 0]) ** 2 / variance
+        terms = 0.5 * tf.math.log(variance)
+        terms += 0.5 * (DIRECT_NU + 1) * tf.math.log1p(off2 / DIRECT_NU)
+        return tf.reduce_mean(terms, 0)
+
+    def oddity(self, batch):
+        """-ln probability of the kind that a star is."""
+        logits = self.model.oddity.forward(batch["inputs"])
+        ln_p = tf.nn.log_softmax(logits)
+        return -tf.reduce_mean(tf.reduce_sum(batch["kind"] * ln_p, 2), 0)
+
 
 def _ln_normal_cdf(x):
     """ln of the normal distribution function, without cancellation in its lower tail."""

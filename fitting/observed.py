@@ -11,6 +11,7 @@ from xp_utils import FluxChannels
 MIN_FLUX_SIGMAS = 0.7  # ln flux is taken of at least this many sigma: fluxes may be negative
 USEFUL_PARALLAX_ERR = 0.5  # of the parallax: with a larger error, it says little
 OBSERVED = ("flux", "flux_err", "plx", "plx_err")  # datasets that stars are observed by
+FINE = "xp_fine"  # and, where the release has it, the XP spectrum on a finer grid
 
 
 @dataclass
@@ -78,7 +79,8 @@ class StarData:
     flux, flux_err (N, n) as `xp_utils.flux_vectors` makes them (error inf = not used), channels:
     what they are of; parallax, parallax_err (N,) mas, NaN where there is none. theta, theta_err
     (N, K): labels as Gaussian priors. extinction, extinction_err (N,): a Gaussian prior on E (error
-    inf = none). The last four: training only.
+    inf = none). These four: training only. fine (N, m), where there is one: the XP spectrum on the
+    release's finer grid, over `xp_utils.reference_flux`, NaN where not used.
     """
 
     flux: np.ndarray
@@ -90,14 +92,16 @@ class StarData:
     theta_err: np.ndarray | None = None
     extinction: np.ndarray | None = None
     extinction_err: np.ndarray | None = None
+    fine: np.ndarray | None = None
 
     def __len__(self):
         return len(self.flux)
 
     @classmethod
     def of_table(cls, table, channels, rows=slice(None)):
-        """The stars `rows` of a table with the columns OBSERVED."""
-        return cls(*(table[name][rows] for name in OBSERVED), channels)
+        """The stars `rows` of a table with the columns OBSERVED, and FINE if it has that."""
+        fine = table[FINE][rows] if FINE in table else None
+        return cls(*(table[name][rows] for name in OBSERVED), channels, fine=fine)
 
     @functools.cached_property
     def observed(self):
@@ -109,6 +113,11 @@ class StarData:
         """Which stars have a parallax larger than twice its error (N,) bool."""
         measured = np.isfinite(self.parallax) & (self.parallax_err > 0)
         return measured & (self.parallax_err < USEFUL_PARALLAX_ERR * self.parallax)
+
+    def without_parallax(self):
+        """The same stars, their parallaxes hidden."""
+        nothing = np.full_like(self.parallax, np.nan)
+        return dataclasses.replace(self, parallax=nothing, parallax_err=nothing)
 
     def with_labels(self, chosen):
         """The same stars with some of their labels (K,) bool."""

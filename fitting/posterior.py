@@ -82,32 +82,42 @@ POOL_NU = 7.0  # degrees of freedom of the labels' errors, when the pool's weigh
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """What makes honest errors of the curvature.
+    """What makes honest errors of the curvature, at L error levels, and between them.
 
-    factors (2, n): of each parameter's error, for stars with a useful parallax and for others;
-    pool_weights (2,): of the forward model and the direct estimate in `pool`.
+    levels (L,): mean ln relative error of the XP fluxes, ascending; factors (2, L, n): of each
+    parameter's error, for stars with a useful parallax and for others; pool_weights (L, 2): of the
+    forward model and the direct estimate in `pool`.
     """
 
+    levels: np.ndarray
     factors: np.ndarray
     pool_weights: np.ndarray
 
     @classmethod
     def curvature_alone(cls, n_parameters):
         """The errors of the curvature as they are, of the forward model alone."""
-        return cls(np.ones((2, n_parameters)), np.array([1.0, 0.0]))
+        return cls(np.zeros(1), np.ones((2, 1, n_parameters)), np.array([[1.0, 0.0]]))
+
+    def of(self, data):
+        """Factors (N, n) and pool weights (N, 2) of `StarData`."""
+        level, useful = data.observed.features[:, 1], data.useful_parallax
+        factors = [self._between(level, one) for one in self.factors]
+        return np.where(useful[:, None], *factors), self._between(level, self.pool_weights)
+
+    def _between(self, level, values):
+        """Values (L, k) at the levels, interpolated (N, k); beyond the ends as at the ends."""
+        return np.stack([np.interp(level, self.levels, column) for column in values.T], 1)
 
 
-def widened(first, second, ln_ratio, useful_parallax, factors):
+def widened(first, second, ln_ratio, factors):
     """The `Gaussian` of N stars whose covariance is the second moment, about the maximum, of two
-    modes in the proportion of their evidences (Laplace's approximation), times factors.
+    modes in the proportion of their evidences (Laplace's approximation), times factors (N, n).
 
     first, second: `Gaussian`s of the modes, the second NaN where there is none; ln_ratio (N,): ln
-    posterior of the second relative to the first; factors (2, n): see `ErrorModel`, for stars where
-    useful_parallax (N,) holds, and for others. A star without proper precision remains so.
+    posterior of the second relative to the first. A star without proper precision remains so.
     """
-    factor = np.where(useful_parallax[:, None], *np.asarray(factors, "f8"))
     precision = _with_second_mode(first, second, ln_ratio)
-    return Gaussian(first.mean, precision / (factor[:, :, None] * factor[:, None]))
+    return Gaussian(first.mean, precision / (factors[:, :, None] * factors[:, None]))
 
 
 def _with_second_mode(first, second, ln_ratio):
@@ -154,10 +164,10 @@ def pool(gaussian, z, sigma, weights):
 
     The type's posterior is the logarithmic pool (Genest & Zidek 1986, Statistical Science 1, 114)
     of the forward model's, dust and the rest marginalised, and of the direct estimate: precision
-    a P + b diag(1/sigma^2), weights (a, b). Both come from the same fluxes, so a + b is near 1, not
-    2. Dust, parallax and xi given the type are the forward model's: E and parallax follow the type
-    linearly (but stay positive) and keep their errors given the type, as the covariance describes
-    them. A star without proper precision stays as it is.
+    a P + b diag(1/sigma^2), with weights (N, 2) of a, b. Both come from the same fluxes, so a + b
+    is near 1, not 2. Dust, parallax and xi given the type are the forward model's: E and parallax
+    follow the type linearly (but stay positive) and keep their errors given the type, as the
+    covariance describes them. A star without proper precision stays as it is.
     """
     k = z.shape[1]
     at = Coordinates(k)
@@ -170,8 +180,9 @@ def pool(gaussian, z, sigma, weights):
     whole, first = precision[rows], mean[rows]
     to_rest = np.linalg.solve(whole[:, k:, k:], whole[:, k:, :k])  # of the rest with z
     own = whole[:, :k, :k] - whole[:, :k, k:] @ to_rest
-    extra = weights[1] / sigma[rows].astype("f8") ** 2
-    pooled = weights[0] * own + extra[:, :, None] * np.eye(k)
+    a, b = weights[rows].T
+    extra = b[:, None] / sigma[rows].astype("f8") ** 2
+    pooled = a[:, None, None] * own + extra[:, :, None] * np.eye(k)
     step = np.linalg.solve(pooled, (extra * (z[rows] - first[:, :k]))[:, :, None])
     move = np.concatenate([step, -to_rest @ step], 1)[:, :, 0]
     soft = move[:, at.logarithms]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import UsageError
 
-GROUPS = ("network", "extinction", "extinction_xi", "noise", "noise_level", "direct")
+OWN_GROUPS = ("direct", "distance", "oddity")  # each trained by the stage of that kind alone
+GROUPS = ("network", "extinction", "extinction_xi", "noise", "noise_level", *OWN_GROUPS)
 
 
 def _number(least=0.0, most=float("inf"), **kwargs):
@@ -59,11 +60,13 @@ class GradientStage:
         unknown = set(self.train) - set(GROUPS)
         if unknown or not self.train:
             raise ValueError(f"train is {list(self.train)}; known: {', '.join(GROUPS)}")
-        direct = "direct" in self.losses
-        if direct != ("direct" in self.train) or (direct and set(self.train) != {"direct"}):
+        own = [group for group in OWN_GROUPS if group in self.losses]
+        if own != [group for group in OWN_GROUPS if group in self.train] or (
+            own and self.train[1:]
+        ):
             raise ValueError(
-                f'train is {list(self.train)}; a stage of kind direct trains ["direct"], and no '
-                "other stage does"
+                f"train is {list(self.train)}; a stage of kind {', '.join(OWN_GROUPS)} trains what "
+                "is called as it is, and no other stage does"
             )
 
 
@@ -91,6 +94,18 @@ class DirectStage(GradientStage):
     losses: typing.ClassVar[dict] = {"direct": 1.0}
 
 
+class DistanceStage(GradientStage):
+    """Trains the networks that tell the distance from the fluxes alone."""
+
+    losses: typing.ClassVar[dict] = {"distance": 1.0}
+
+
+class OddityStage(GradientStage):
+    """Trains the networks that tell blends, and what is no star of ours, from ordinary stars."""
+
+    losses: typing.ClassVar[dict] = {"oddity": 1.0}
+
+
 @dataclass(frozen=True)
 class StarsStage:
     """Fits every star's own parameters, and rejects outliers."""
@@ -105,6 +120,8 @@ STAGES = {
     "posterior": PosteriorStage,
     "calibration": CalibrationStage,
     "direct": DirectStage,
+    "distance": DistanceStage,
+    "oddity": OddityStage,
     "stars": StarsStage,
 }
 
@@ -121,18 +138,27 @@ class Recipe:
     prior_components: int = _size()
     direct_networks: int = _size()
     direct_hidden: tuple = field()
+    screen_networks: int = _size()
+    screen_hidden: tuple = field()
     candidates: int = _number(2)
     simulated_stars: int = _size()
     hide_parallax: float = _fraction()
     hide_photometry: float = _fraction()
     hide_bp: float = _fraction()
+    hide_rp: float = _fraction()
+    faint_share: float = _fraction()
+    faint_g: tuple = field()
     blur_parallax: float = _fraction()
     rare_type_weight_cap: float = _number()
     stages: tuple = field()
 
     def __post_init__(self):
-        if not self.direct_hidden or any(not _is(int, n) or n < 1 for n in self.direct_hidden):
-            raise ValueError(f"direct_hidden is {list(self.direct_hidden)}: give sizes of layers")
+        for name in ("direct_hidden", "screen_hidden"):
+            sizes = getattr(self, name)
+            if not sizes or any(not _is(int, n) or n < 1 for n in sizes):
+                raise ValueError(f"{name} is {list(sizes)}: give sizes of layers")
+        if len(self.faint_g) != 2 or not all(_is(float, g) for g in self.faint_g):
+            raise ValueError(f"faint_g is {list(self.faint_g)}: give the brightest and faintest G")
         if not self.stages:
             raise ValueError("stages: at least one is expected")
 

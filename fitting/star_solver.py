@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fitting.algebra import cholesky_small, solve_small
+from fitting.direct import direct_inputs, hide_parallax
 from fitting.families import Families
 from fitting.objective import MixtureTerm, Objective, Point, gaussian_prior
 from fitting.posterior import Gaussian
@@ -71,6 +72,20 @@ class Solution:
     def put(self, rows, other, select=slice(None)):
         for name, value in vars(self).items():
             value[rows] = getattr(other, name)[select]
+
+
+@dataclass
+class Seen:
+    """What the networks on the observed say of N stars, None where there are none of a kind.
+
+    direct (2, N, K): standardised labels and their errors; distance (2, N, 1): standardised ln flux
+    at 1 kpc by the fluxes alone, and its error; kinds (N, 3): probabilities that it is ordinary, a
+    blend, or strange.
+    """
+
+    direct: np.ndarray | None = None
+    distance: np.ndarray | None = None
+    kinds: np.ndarray | None = None
 
 
 @dataclass
@@ -255,31 +270,46 @@ class StarSolver(Minimiser):
         super().__init__(Objective(model, MixtureTerm(model.prior)), batch_size)
         self.starts = StartSearch(model, seed)
         self.families = Families(model.labels)
-        if model.direct is not None:
-            self._direct_tf = tf.function(model.direct.estimate, jit_compile=True)
+        self._seen_tf = tf.function(self._seen, jit_compile=True)
 
-    def direct(self, data):
-        """The model's direct estimate of the stars, of all K labels: z (N, K) and its error (N, K);
-        None where the model has none."""
-        if self.model.direct is None:
-            return None
-        out = np.empty((2, len(data), len(self.model.labels)), "f4")
-        for k in range(0, len(data), self.batch_size):
-            rows = np.arange(k, min(k + self.batch_size, len(data)))
-            pad = rows[self.padding(len(rows))]
-            observed = data.observed.take(pad)
-            inputs = self.model.direct_inputs(observed, data.parallax[pad], data.parallax_err[pad])
-            out[:, rows] = [x.numpy()[: len(rows)] for x in self._direct_tf(inputs)]
-        return out
+    def _seen(self, inputs, hidden):
+        """Outputs of the model's networks, in the order of `Seen`; None where it has none."""
+        model = self.model
+        return tuple(
+            None if network is None else tf.stack(getattr(network, what)(x))
+            for network, what, x in (
+                (model.direct, "estimate", inputs),
+                (model.distance, "estimate", hidden),
+                (model.oddity, "probabilities", inputs),
+            )
+        )
+
+    def seen(self, data):
+        """`Seen` of the stars: what the networks say; None for the networks that the model has not,
+        and for all where the stars have not the finer spectrum that these need."""
+        model = self.model
+        networks = (model.direct, model.distance, model.oddity)
+        if all(one is None for one in networks) or (
+            len(model.fine_wavelengths) and data.fine is None
+        ):
+            return Seen()
+        n, n_bands = len(data), len(model.channels) - model.channels.n_xp
+        parts = []
+        for k in range(0, n, self.batch_size):
+            rows = np.arange(k, min(k + self.batch_size, n))
+            inputs = direct_inputs(data.take(rows[self.padding(len(rows))]))
+            out = self._seen_tf(inputs, hide_parallax(inputs, n_bands))
+            parts.append([None if x is None else x.numpy()[..., : len(rows), :] for x in out])
+        columns = zip(*parts, strict=True)
+        return Seen(*(None if x[0] is None else np.concatenate(x, -2) for x in columns))
 
     def solve(self, data, direct=None):
         """`Modes` of N stars: start search, and descents from the starts worth it.
 
         Every start gets a few iterations; those still close to a star's best, but not where it is,
         are finished, with the noise model evaluated anew where they are. Stars whose best fit is
-        poor are searched again from all families. direct: what `direct` gives, if known.
+        poor are searched again from all families. direct (2, N, K): of `Seen`, or None.
         """
-        direct = self.direct(data) if direct is None else direct
         z_direct = None if direct is None else direct[0][:, self.model.is_forward]
         modes = self._search(data, z_direct)
         poor = np.flatnonzero(

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from fitting.coordinates import Coordinates
-from fitting.direct import DirectNetwork, direct_inputs
+from fitting.networks import Classification, Regression
 from fitting.noise import NoiseModel
 from fitting.prior import MixturePrior
 from model import FluxModel
@@ -16,15 +16,19 @@ from xp_utils import FluxChannels
 
 @dataclass
 class StellarModel:
-    """Forward model, noise model, prior and, where the recipe trains one, the direct estimate.
+    """Forward model, noise model, prior and, where the recipe trains them, networks on what is
+    observed: the direct estimate of the labels, the distance, and what is odd.
 
     labels: K of them, of which the forward model has those that are its own, in the same order;
-    label_mean, label_scale (K,): their standardisation. channels: what the fluxes are of. release:
-    name of the data release, xp_basis: source of the XP basis that the fluxes were sampled with.
+    label_mean, label_scale (K,): their standardisation. channels: what the fluxes are of;
+    fine_wavelengths (m,) nm: of the spectrum that the direct estimate sees besides. release: name
+    of the data release, xp_basis: source of the XP basis that the fluxes were sampled with.
+    distance_mean, distance_scale: standardisation of the ln flux at 1 kpc, which `distance` gives.
     """
 
     labels: LabelSet
     channels: FluxChannels
+    fine_wavelengths: np.ndarray
     release: str
     xp_basis: str
     label_mean: np.ndarray
@@ -32,7 +36,11 @@ class StellarModel:
     flux: FluxModel
     noise: NoiseModel
     prior: MixturePrior
-    direct: DirectNetwork | None = None
+    direct: Regression | None = None
+    distance: Regression | None = None
+    oddity: Classification | None = None
+    distance_mean: float = 0.0
+    distance_scale: float = 1.0
 
     @property
     def coordinates(self) -> Coordinates:
@@ -52,20 +60,18 @@ class StellarModel:
         forward = self.is_forward
         return np.asarray(z, "f8") * self.label_scale[forward] + self.label_mean[forward]
 
-    def direct_inputs(self, observed, parallax, parallax_err):
-        """What the direct estimate sees of stars (N, p); see `fitting.direct.direct_inputs`."""
-        return direct_inputs(observed, parallax, parallax_err, self.channels.n_xp)
-
     def to_arrays(self):
         """All that defines the model, as {name: array}."""
         arrays = self.channels.to_arrays() | {
             "labels": np.array(self.labels.to_json()),
             "release": np.array(self.release),
             "xp_basis": np.array(self.xp_basis),
+            "fine_wavelengths": np.asarray(self.fine_wavelengths, "f8"),
+            "distance_mean_scale": np.array([self.distance_mean, self.distance_scale]),
             "label_mean": np.asarray(self.label_mean, "f8"),
             "label_scale": np.asarray(self.label_scale, "f8"),
         }
-        parts = (self.flux, self.noise, self.prior, self.direct)
+        parts = (self.flux, self.noise, self.prior, self.direct, self.distance, self.oddity)
         for part in parts:
             if part is not None:
                 arrays |= part.to_arrays()
@@ -78,6 +84,7 @@ class StellarModel:
         return cls(
             LabelSet.from_json(labels),
             FluxChannels.from_arrays(arrays),
+            arrays["fine_wavelengths"],
             release,
             xp_basis,
             arrays["label_mean"],
@@ -85,7 +92,10 @@ class StellarModel:
             FluxModel.from_arrays(arrays),
             NoiseModel.from_arrays(arrays),
             MixturePrior.from_arrays(arrays),
-            DirectNetwork.from_arrays(arrays) if "direct_mean" in arrays else None,
+            Regression.from_arrays(arrays, "direct"),
+            Regression.from_arrays(arrays, "distance"),
+            Classification.from_arrays(arrays, "oddity"),
+            *arrays["distance_mean_scale"],
         )
 
 

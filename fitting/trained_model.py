@@ -15,22 +15,22 @@ INSIDE = 1e-6  # of the hull: rounding
 @dataclass(frozen=True)
 class TrainingRange:
     """Where the training stars are. faces (m, K + 1): of the convex hull of their types, points x
-    inside have faces[:, :K] x + faces[:, K] <= 0. limits (2, 3): lowest and highest E, brightness
-    and error level."""
+    inside have faces[:, :K] x + faces[:, K] <= 0. limits (2, 2): lowest and highest E and error
+    level that training saw."""
 
     faces: np.ndarray
     limits: np.ndarray
 
     @classmethod
-    def of_stars(cls, theta, ext, features):
-        """The range of stars: theta (N, K), ext (N,), features (N, 2) of `LnFlux`."""
-        values = np.column_stack([ext, features])
+    def of_stars(cls, theta, ext, level):
+        """The range of stars: theta (N, K), ext (N,), error level (N,) as the training saw them."""
+        values = np.column_stack([ext, level])
         return cls(_faces(np.asarray(theta, "f8")), np.stack([values.min(0), values.max(0)]))
 
-    def excludes(self, theta, ext, features):
+    def excludes(self, theta, ext, level):
         """Which stars are outside (N,) bool; arguments as in `of_stars`."""
         outside = (theta @ self.faces[:, :-1].T + self.faces[:, -1] > INSIDE).any(1)
-        values = np.column_stack([ext, features])
+        values = np.column_stack([ext, level])
         low, high = self.limits
         return outside | (values < low).any(1) | (values > high).any(1)
 
@@ -47,13 +47,31 @@ def _faces(theta):
 
 
 @dataclass(frozen=True)
+class Alarms:
+    """Above what an ordinary star is rarely: |parallax_tension|, blend_ and strange_probability."""
+
+    tension: float
+    blend: float
+    strange: float
+
+    def tense(self, tension):
+        """Where a parallax is in tension with the fluxes (N,) bool."""
+        with np.errstate(invalid="ignore"):
+            return np.abs(tension) > self.tension
+
+
+NO_ALARMS = Alarms(np.inf, np.inf, np.inf)
+
+
+@dataclass(frozen=True)
 class TrainedModel:
-    """Model, error model, confidences and range of the training stars."""
+    """Model, error model, confidences, range of the training stars, and alarms."""
 
     stellar: StellarModel
     errors: ErrorModel
     confidence: Confidence
     range: TrainingRange
+    alarms: Alarms = NO_ALARMS
 
     def to_arrays(self):
         """All that defines it, as {name: array}."""
@@ -61,8 +79,10 @@ class TrainedModel:
             self.stellar.to_arrays()
             | self.confidence.to_arrays()
             | {
+                "error_levels": self.errors.levels,
                 "error_factors": self.errors.factors,
                 "pool_weights": self.errors.pool_weights,
+                "alarms": np.array(list(vars(self.alarms).values())),
                 "range_faces": self.range.faces,
                 "range_limits": self.range.limits,
             }
@@ -73,7 +93,8 @@ class TrainedModel:
         """What `to_arrays` described. Raises KeyError where an array is missing."""
         return cls(
             StellarModel.from_arrays(arrays),
-            ErrorModel(arrays["error_factors"], arrays["pool_weights"]),
+            ErrorModel(*(arrays[k] for k in ("error_levels", "error_factors", "pool_weights"))),
             Confidence.from_arrays(arrays),
             TrainingRange(arrays["range_faces"], arrays["range_limits"]),
+            Alarms(*arrays["alarms"].tolist()),
         )

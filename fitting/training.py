@@ -8,13 +8,14 @@ import json
 
 import numpy as np
 
-from fitting.batches import START_EXT, Batches
-from fitting.direct import DirectNetwork
+from fitting.batches import N_KINDS, START_EXT, Batches
+from fitting.direct import representation_masks
 from fitting.losses import MIN_NOISE_EXT, Losses
+from fitting.networks import Classification, Regression
 from fitting.noise import NoiseModel
 from fitting.objective import LabelTerm, Objective
 from fitting.prior import fit_prior
-from fitting.recipe import StarsStage
+from fitting.recipe import OWN_GROUPS, StarsStage
 from fitting.star_solver import Minimiser
 from fitting.stellar_model import StellarModel
 from model import FluxModel, initial_ln_ext_curve
@@ -65,7 +66,8 @@ def start_model(stars, labels, release, basis, recipe):
     )
     prior = fit_prior(theta[:, forward], *of_type, recipe.prior_components, seed)
     parts = (flux, noise, prior)
-    return StellarModel(labels, data.channels, release, basis, mean, scale, *parts)
+    fine = stars.basis.release.spectra.fine_wavelengths if data.fine is not None else np.empty(0)
+    return StellarModel(labels, data.channels, fine, release, basis, mean, scale, *parts)
 
 
 def spectrum_basis(intrinsic, curve):
@@ -106,7 +108,7 @@ class Trainer:
         self.stars, self.recipe = stars, recipe
         self.model = start_model(stars, labels, release, basis, recipe)
         self.batches = Batches(stars, self.model, recipe)
-        self._add_direct()
+        self._add_networks()
         self.losses = Losses(self.model)
         self.groups = self._variable_groups()
         self.variables = [v for group in self.groups.values() for v in group]
@@ -118,32 +120,41 @@ class Trainer:
         self.fitted_type = np.full((len(stars), n_forward), np.nan, "f4")
         self._steps = {}
 
-    def _add_direct(self):
-        """Give the model the direct estimate, where the recipe trains one."""
-        stages = self.recipe.of_kind("direct")
-        if not stages:
+    def _add_networks(self):
+        """Give the model the networks on what is observed that the recipe trains."""
+        recipe, model, batches = self.recipe, self.model, self.batches
+        rows, rng = self.stars.training, np.random.default_rng(recipe.seed)
+        kinds = [kind for kind in OWN_GROUPS if recipe.of_kind(kind)]
+        if not kinds:
             return
-        recipe, rng = self.recipe, np.random.default_rng(self.recipe.seed)
-        seen = self.batches.direct_inputs(self.stars.training, stages[0], rng)
-        self.model.direct = DirectNetwork(
-            seen,
-            len(self.model.labels),
-            recipe.direct_networks,
-            recipe.direct_hidden,
-            seed=recipe.seed,
-        )
+        stage = recipe.of_kind(*kinds)[0]
+        shown = batches.shown(rows, stage, rng)
+        at_kpc = shown.observed.features[:, 0] - 2 * np.log(shown.parallax)
+        model.distance_mean, model.distance_scale = at_kpc.mean(), at_kpc.std()
+        seen = batches.direct_inputs(shown, stage, rng)
+        n_xp, n_fine = model.channels.n_xp, len(model.fine_wavelengths)
+        of_kind = {
+            "direct": (Regression, 2 * len(model.labels), recipe.direct_networks),
+            "distance": (Regression, 2, recipe.screen_networks),
+            "oddity": (Classification, N_KINDS, recipe.screen_networks),
+        }
+        for kind in kinds:
+            network, n_out, n = of_kind[kind]
+            masks = representation_masks(seen.shape[1], n_xp, n_fine, n)
+            hidden = recipe.direct_hidden if kind == "direct" else recipe.screen_hidden
+            setattr(model, kind, network(seen, n_out, masks, hidden, kind, seed=recipe.seed))
 
     def _variable_groups(self):
         """{group of `recipe.GROUPS`: its variables}."""
-        flux, noise, direct = self.model.flux, self.model.noise, self.model.direct
+        model, flux, noise = self.model, self.model.flux, self.model.noise
+        own = {kind: getattr(model, kind) for kind in OWN_GROUPS}
         return {
             "network": flux.network_variables,
             "extinction": [flux.ln_ext_curve],
             "extinction_xi": [flux.ln_ext_curve_xi],
             "noise": noise.shape_variables,
             "noise_level": noise.level_variables,
-            "direct": [] if direct is None else direct.variables,
-        }
+        } | {kind: [] if one is None else one.variables for kind, one in own.items()}
 
     def _make_step(self, stage):
         """A compiled step of a stage: Adam on its variable groups, its matrices drawn towards 0
@@ -251,7 +262,7 @@ class Trainer:
         u[:, at.z] = z
         u[:, at.ln_ext], u[:, at.ln_plx] = (
             np.log(np.maximum(stars.ext, MIN_NOISE_EXT)),
-            stars.ln_plx,
+            np.log(stars.data.parallax),
         )
         data = stars.data.with_labels(model.is_forward)
         minimiser = Minimiser(Objective(model, LabelTerm(model.flux)))

@@ -13,7 +13,8 @@ so a made-up source whose only non-zero coefficient is the i-th returns row i of
 
 Writes an .npz (30 kB, made in seconds), the release's `basis` by default: `wavelength` (n_xp,) nm,
 `bp_design`, `rp_design` (n_coefficients, n_xp) in 1e-18 W m^-2 nm^-1 per unit coefficient (zero
-where the band has no weight), `bp_weight`, `rp_weight` (n_xp,), and the texts `source` and `unit`.
+where the band has no weight), `bp_weight`, `rp_weight` (n_xp,), the same of the release's finer
+grid as `fine_wavelength`, `fine_bp_design` ..., and the texts `source` and `unit`.
 GaiaXPy is needed for this script and for the tests only.
 """
 
@@ -72,16 +73,16 @@ def sampled_flux(coefficients, wavelengths):
     return np.stack(table["flux"].to_list()) * FLUX_SCALE
 
 
-def band_design(band, spectra):
-    """Design matrix (n, n_xp) and merge weight (n_xp,) of one band of a release's spectra."""
+def band_design(band, spectra, wavelengths):
+    """Design matrix (n, n_wl) and merge weight (n_wl,) of one band of a release's spectra."""
     other = XP_BANDS[1 - XP_BANDS.index(band)]
     unit = np.eye(spectra.bands[band].n_coefficients)
     zero = np.zeros((len(unit), spectra.bands[other].n_coefficients))
     # GaiaXPy gives NaN beyond the range of the only band present: the band has no weight there.
-    alone = sampled_flux({band: unit, other: None}, spectra.wavelengths)
+    alone = sampled_flux({band: unit, other: None}, wavelengths)
     alone = np.nan_to_num(alone, nan=0.0)
-    merged = sampled_flux({band: unit, other: zero}, spectra.wavelengths)
-    power = np.sum(alone**2, axis=0)  # (n_xp,)
+    merged = sampled_flux({band: unit, other: zero}, wavelengths)
+    power = np.sum(alone**2, axis=0)  # (n_wl,)
     weight = np.sum(alone * merged, axis=0)
     weight = np.divide(weight, power, out=np.zeros_like(power), where=power > 0)
     # The projection is exact up to rounding; twelve decimals make 0 and 1 exact again.
@@ -96,21 +97,25 @@ def main(argv=None):
     except ImportError:
         sys.stderr.write("make_xp_basis: GaiaXPy is not installed; pip install gaiaxpy\n")
         return 2
-    spectra = args.release.spectra
-    (bp_design, bp_weight), (rp_design, rp_weight) = (band_design(b, spectra) for b in XP_BANDS)
-    if not np.allclose(bp_weight + rp_weight, 1.0, rtol=0, atol=1e-9):
-        sys.stderr.write("make_xp_basis: merge weights of BP and RP do not add up to 1\n")
-        return 1
+    spectra, arrays = args.release.spectra, {}
+    grids = {"": spectra.wavelengths, "fine_": spectra.fine_wavelengths}
+    for prefix, wavelengths in grids.items():
+        if not len(wavelengths):
+            continue
+        arrays[f"{prefix}wavelength"], total = wavelengths, 0.0
+        for band in XP_BANDS:
+            design, weight = band_design(band, spectra, wavelengths)
+            arrays |= {f"{prefix}{band}_design": design, f"{prefix}{band}_weight": weight}
+            total = total + weight
+        if not np.allclose(total, 1.0, rtol=0, atol=1e-9):
+            sys.stderr.write("make_xp_basis: merge weights of BP and RP do not add up to 1\n")
+            return 1
     models = ", ".join(f"{band.upper()} {spectra.bands[band].model}" for band in XP_BANDS)
     output = args.output or spectra.basis
     output.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         output,
-        wavelength=spectra.wavelengths,
-        bp_design=bp_design,
-        rp_design=rp_design,
-        bp_weight=bp_weight,
-        rp_weight=rp_weight,
+        **arrays,
         unit=FLUX_UNIT,
         source=f"GaiaXPy {gaiaxpy.__version__} calibrate(), models {models}",
     )

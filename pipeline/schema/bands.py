@@ -75,13 +75,15 @@ class Survey:
 
 @dataclass(frozen=True)
 class Band:
-    """A band: wavelength in nm, vega_to_ab with m_AB = m + vega_to_ab, and its columns."""
+    """A band: wavelength in nm, vega_to_ab with m_AB = m + vega_to_ab, depth (magnitude of an error
+    of 0.1 mag), and its columns."""
 
     name: str
     symbol: str
     survey: str
     wavelength: float
     vega_to_ab: float
+    depth: float
     value: Place
     error: Place
     cuts: tuple

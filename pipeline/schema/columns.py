@@ -132,7 +132,7 @@ METADATA = (
     _gaia("has_rvs", "?", None, "whether there is an RVS spectrum", "meta.code"),
     _gaia("non_single_star", "i2", None, "bits of non-single-star solutions", "meta.code"),
     _gaia("phot_variable_flag", "S13", None, "photometric variability", "meta.code"),
-    _quality("fidelity_v2", None, "fidelity of the astrometry, 0..1", "stat.probability"),
+    _quality("fidelity_v2", None, "fidelity of the astrometry, 0..1", "stat.probability", "f4"),
     _quality("norm_dg", "mag", "flux of neighbours; NaN: none", "phot.mag", passed="f4"),
     _quality(
         "theta_arcsec_worst_source",
@@ -240,9 +240,19 @@ FLUX = (
         attributes=("sample_wavelengths", "channels"),
     ),
 )
+FINE = Column(
+    "xp_fine",
+    "f2",
+    None,
+    "XP spectrum on a finer grid, over the mean flux where RP alone has weight (else BP); NaN "
+    "where not used",
+    "phot.flux.density;em.wl",
+    ("fine",),
+    attributes=("fine_wavelengths",),
+)
 STAR_FORMAT = 2  # 1 had the whitening of the XP covariance, and no names of the channels
 INPUT_FLAGS = Column("input_flags", "u2", None, flags.describe(flags.InputFlag), "meta.code")
-STAR = (ID, *PASSED, *PARALLAX, *FLUX, INPUT_FLAGS)
+STAR = (ID, *PASSED, *PARALLAX, *FLUX, FINE, INPUT_FLAGS)
 COPIED = (ID, *PASSED, *PARALLAX, INPUT_FLAGS)  # from there into the catalogue
 TRAINING = (
     Column(
@@ -339,6 +349,22 @@ INFERRED = (
         ucd="stat.likelihood",
     ),
     Column(
+        "parallax_tension",
+        text="ln of the parallax less what the fluxes alone say of it, over both errors; NaN: no "
+        "parallax",
+        ucd="stat.fit.residual",
+    ),
+    Column(
+        "blend_probability",
+        text="that it is two stars of unlike type in one spectrum",
+        ucd="stat.probability",
+    ),
+    Column(
+        "strange_probability",
+        text="that it is no star of the training set's kinds, nor two of them",
+        ucd="stat.probability",
+    ),
+    Column(
         "{direct}_est",
         unit="{unit}",
         text="{title}, by the direct estimate alone",
@@ -349,5 +375,5 @@ INFERRED = (
         text="probability of being within 3 sigma and {tolerance} {unit} of the truth",
         ucd="stat.probability",
     ),
-    Column("quality_flags", "u2", text="{quality_flags}", ucd="meta.code.qual"),
+    Column("quality_flags", "u4", text="{quality_flags}", ucd="meta.code.qual"),
 )

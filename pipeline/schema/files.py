@@ -130,6 +130,7 @@ class Layout:
             "parameter": n,
             "triangle": n * (n + 1) // 2,
             "flux": len(self.wavelengths),
+            "fine": len(self.release.spectra.fine_wavelengths),
         }
         return sizes[symbol]
 
@@ -148,6 +149,7 @@ class Layout:
         values = {
             "sample_wavelengths": lambda: self.wavelengths,
             "channels": lambda: self.channels,
+            "fine_wavelengths": lambda: self.release.spectra.fine_wavelengths,
             "labels": self.labels.to_json,
             "label_names": lambda: self.labels.texts("name"),
             "label_units": lambda: self.labels.texts("unit"),
@@ -232,6 +234,8 @@ def resolved(kind, layout=None) -> Datasets:
             shape = tuple(
                 layout.size(s.format(**words) if isinstance(s, str) else s) for s in column.shape
             )
+            if 0 in shape:  # a release without it
+                continue
             text = column.text.format(**_words(column, layout), **words)
             unit = column.unit and column.unit.format(**words)
             attributes = {"units": unit, "description": text, "ucd": column.ucd}

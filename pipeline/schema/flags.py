@@ -66,17 +66,23 @@ Coverage = _flags(
 CONFIDENCE_LIMIT = 0.5
 CHI2_PER_XP_FLUX = 2.0
 PARALLAX_SIGMAS = 10.0
+LEAST_FIDELITY = 0.5
 _QUALITY = {
     "CHI2": (8, f"chi^2 above {CHI2_PER_XP_FLUX:g} for each XP flux used"),
     "LN_PRIOR": (16, "a type as rare as the rarest 0.1% of the training stars"),
     "PARALLAX": (32, f"more than {PARALLAX_SIGMAS:g} sigma from the observed parallax"),
     "NOT_CONVERGED": (64, "the solver did not converge"),
     "BAD_INPUT": (128, "no usable spectrum, or no proper covariance: parameters are NaN"),
-    "OUT_OF_RANGE": (256, "outside the training stars in type, dust, brightness or error level"),
+    "OUT_OF_RANGE": (256, "outside what training saw in type, dust or error level"),
+    "PARALLAX_TENSION": (512, "the parallax disagrees with what the fluxes alone say of it"),
+    "BLEND": (1024, "looks like two stars of unlike type in one spectrum"),
+    "STRANGE": (2048, "looks like no star of the training set's kinds, nor two of them"),
+    "LOW_FIDELITY": (4096, f"fidelity_v2 below {LEAST_FIDELITY:g}: the parallax was not used"),
+    "BAND_MISSING": (8192, "BP or RP was not used"),
 }
 _LABEL_BITS = {"teff": 1, "feh": 2, "logg": 4}  # of the confidences; those of other labels follow
-FIRST_FREE_BIT = 512
-MOST_OTHER_LABELS = 7  # then the 16 bits of quality_flags are used up
+FIRST_FREE_BIT = 1 << 16
+MOST_OTHER_LABELS = 15  # then the bits of quality_flags are used up
 
 
 def confidence_flag(label_name) -> str:

@@ -38,8 +38,10 @@ class SpectraBand:
 class Spectra:
     """The XP continuous mean spectra of a release.
 
-    bands: {"bp", "rp": SpectraBand}; wavelengths (n,) nm, at which they are sampled; basis: path
-    of the table of design matrices; names: {ours: the file's} where they differ.
+    bands: {"bp", "rp": SpectraBand}; wavelengths (n,) nm, at which they are sampled for the forward
+    model, and fine_wavelengths (m,) for the direct estimate, empty where it does without; basis,
+    noise: paths of the tables of design matrices, and of typical covariances (None: none); names:
+    {ours: the file's} where they differ.
     """
 
     file_name: str
@@ -48,6 +50,8 @@ class Spectra:
     covariance: str
     basis: Path
     wavelengths: np.ndarray
+    fine_wavelengths: np.ndarray
+    noise: Path | None
     bands: dict
     names: dict
 
@@ -91,7 +95,8 @@ class ParallaxRule:
 @dataclass(frozen=True, eq=False)
 class Release:
     """A data release. id_column: of our files; reference_epoch: Julian year of the positions;
-    source_id >> id_shift is a nested HEALPix pixel of level healpix_level."""
+    source_id >> id_shift is a nested HEALPix pixel of level healpix_level; g_zero_point: magnitude
+    of a G flux of 1 electron/s, NaN where not known."""
 
     name: str
     title: str
@@ -99,6 +104,7 @@ class Release:
     reference_epoch: float
     healpix_level: int
     id_shift: int
+    g_zero_point: float
     spectra: Spectra
     archive: Archive
     parallax: ParallaxRule
@@ -106,6 +112,14 @@ class Release:
     def pixel(self, source_id):
         """Nested HEALPix pixel of source ids."""
         return source_id >> self.id_shift
+
+
+def _grid(*limits):
+    """Wavelengths of (first, last, step); none of ()."""
+    if not limits:
+        return np.empty(0)
+    first, last, step = limits
+    return first + step * np.arange(round((last - first) / step) + 1)
 
 
 def read_release(path) -> Release:
@@ -117,15 +131,17 @@ def read_release(path) -> Release:
     try:
         table = tomllib.loads(path.read_text())
         spectra, sky = table.pop("spectra"), table.pop("sky")
-        first, last, step = spectra["wavelengths"]
         spectra["bands"] = {band: SpectraBand(**spectra.pop(band)) for band in XP_BANDS}
         spectra["basis"] = path.parent / spectra["basis"]
-        spectra["wavelengths"] = first + step * np.arange(round((last - first) / step) + 1)
+        spectra["noise"] = path.parent / spectra["noise"] if "noise" in spectra else None
+        for name in ("wavelengths", "fine_wavelengths"):
+            spectra[name] = _grid(*spectra.get(name, ()))
         archive = table.pop("archive")
         archive["needed"] = tuple(archive["needed"])
         release = Release(
             healpix_level=sky["level"],
             id_shift=sky["id_shift"],
+            g_zero_point=table.pop("photometry", {}).get("g_zero_point", np.nan),
             spectra=Spectra(**spectra),
             archive=Archive(**archive),
             parallax=ParallaxRule(**table.pop("parallax")),
