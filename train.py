@@ -109,7 +109,12 @@ def read_training_data(path, release):
                 f"{path}: stellar_type does not say what its labels are: made by an older version "
                 "of the project; make the file again with compile_training_data.py"
             )
-        labels = LabelSet.from_json(text)
+        try:
+            labels = LabelSet.from_json(text)
+        except ValueError as error:
+            raise ShardError(
+                f"{path}: stellar_type: {error}; make the file again with compile_training_data.py"
+            ) from error
         layout = Layout(release, labels)
         reader.check(resolved("training", layout))
         names = ("flux", "flux_err", "plx", "plx_err", *LABELS, *EXTINCTION, G_FLUX)
@@ -141,7 +146,7 @@ def training_data_problem(table, wavelengths, layout):
         if bad.any():
             words = "finite and positive" if positive else "finite"
             return f"{name} is not {words} for {bad.sum()} of {n} stars, e.g. row {bad.argmax()}"
-    alike = np.ptp(table["stellar_type"], axis=0) == 0
+    alike = (table["stellar_type"] == table["stellar_type"][:1]).all(0)
     if n > 1 and alike.any():
         names = [x.title for x, same in zip(layout.labels, alike, strict=True) if same]
         return f"stellar_type has the same {' or '.join(names)} for all stars"

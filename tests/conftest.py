@@ -8,22 +8,35 @@ import pytest
 # Read when TensorFlow is loaded: one thread, so that sums come out the same in every run.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+# What is compiled runs a few times only: to optimise it takes longer than that saves.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory):
     """A tiny model trained on demo stars: data_dir, training_data, recipe, model (paths)."""
-    from demo_model import shared
+    from demo_model import make, once, paths
 
-    return shared(tmp_path_factory)
+    return paths(once(tmp_path_factory, "demo_model", make))
+
+
+@pytest.fixture(scope="session")
+def step10(demo_model, tmp_path_factory):
+    """Small shards of step 9 and the outputs of the tiny model: see `step10_case.Step10`."""
+    from demo_model import once
+    from step10_case import Step10
+
+    case = Step10(demo_model)
+    case.data_dir = once(tmp_path_factory, "step10", case.make)
+    return case
 
 
 @pytest.fixture(scope="session")
 def star_solver():
     """A solver of a small random model of the usual labels."""
-    from model_case import shared_solver
+    from model_case import make_model, make_solver
 
-    return shared_solver()
+    return make_solver(make_model())
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,21 @@ Nothing is compiled in these tests: that takes far longer than so few steps.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 N_STARS = 400
 N_SHARDS = 3
+BATCH_SIZE = 64  # of the solver: batches are padded to it
 ALL_GROUPS = ["network", "extinction", "extinction_xi", "noise"]
 RECIPE = {
     "seed": 0,
@@ -50,9 +54,9 @@ RECIPE = {
 }  # fmt: skip
 
 
-def stage(name="first", **changes):
+def stage(which="first", /, **changes):
     """A stage of RECIPE, changed."""
-    return next(s for s in RECIPE["stages"] if s["name"] == name) | changes
+    return next(s for s in RECIPE["stages"] if s["name"] == which) | changes
 
 
 # ---- recipes as files ------------------------------------------------------------------------
@@ -89,13 +93,26 @@ def write_recipe(path, **changes):
 # ---- steps in this process -------------------------------------------------------------------
 
 
-GRAPHS = ("_minimise", "curvature", "values", "estimate", "_search")  # of the solver
+SOLVERS = {}  # of the models last used, for equal ones
+
+
+def _solver_of(model, whole):
+    """A `StarSolver`: the one of an equal model, as the graphs of a new one take seconds."""
+    digest = hashlib.sha256()
+    for name, array in sorted(model.to_arrays().items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    key = digest.hexdigest()
+    if key not in SOLVERS:
+        while len(SOLVERS) > 1:
+            del SOLVERS[next(iter(SOLVERS))]
+        SOLVERS[key] = whole(model, BATCH_SIZE)
+    return SOLVERS[key]
 
 
 @contextlib.contextmanager
 def quick():
-    """The solver as graphs, training eagerly, nothing compiled; a training that warms up fast and
-    saves its state often; a solver that gives up early; small pictures."""
+    """The solver's descents as graphs, all else eagerly, nothing compiled; a training that warms up
+    fast and saves its state often; a solver that gives up early; small pictures."""
     import model  # noqa: F401  # its own graphs, before they are made otherwise
     import train
     from fitting import star_solver, training
@@ -105,13 +122,14 @@ def quick():
     whole = tf.function
 
     def graph(function, jit_compile=None):
-        return whole(function) if function.__name__ in GRAPHS else function
+        return whole(function, autograph=False) if function.__name__ == "_minimise" else function
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf, "function", graph)
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(star_solver, "POOLED_ITERATIONS", 8)
+        patch.setattr(star_solver, "StarSolver", partial(_solver_of, whole=star_solver.StarSolver))
         for name in ("figure.dpi", "savefig.dpi"):
             patch.setitem(style.STYLE, name, 54)
         yield
@@ -180,18 +198,18 @@ def make(folder):
     return made
 
 
-def shared(tmp_path_factory):
-    """What `make` makes, once for all processes of a run of the tests."""
+def once(tmp_path_factory, name, make):
+    """The folder that make(folder) fills, made once for all processes of a run of the tests."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    folder, done = root / "demo_model", root / "demo_model.done"
-    with open(root / "demo_model.lock", "w") as lock:
+    folder, done = root / name, root / f"{name}.done"
+    with open(root / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
             make(folder)
             done.touch()
-    return paths(folder)
+    return folder
 
 
 def run_python(code, *words, **options):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -10,13 +9,18 @@ import tensorflow as tf
 from model_oracle import Oracle
 from scipy import stats
 
+from fitting.confidence import Confidence
+from fitting.direct import DirectNetwork
 from fitting.noise import NoiseModel
-from fitting.observed import StarData
+from fitting.observed import OBSERVED, StarData
+from fitting.posterior import ErrorModel
 from fitting.prior import MixturePrior
 from fitting.star_solver import StarSolver
 from fitting.stellar_model import StellarModel
+from fitting.trained_model import TrainedModel, TrainingRange
 from model import FluxModel
 from pipeline.schema import DEFAULT_LABELS, KNOWN_LABELS, LabelSet, load_release
+from pipeline.schema.labels import parse_label
 from xp_utils import flux_channels, load_xp_basis
 
 CHANNELS = flux_channels(load_xp_basis(load_release()))
@@ -37,6 +41,9 @@ COVARIANCES = np.array(
         [[0.2, 0.0, 0.15, 0.0], [0.0, 0.5, 0.1, -0.1], [0.15, 0.1, 0.4, 0], [0, -0.1, 0, 0.4]],
         [[0.6, -0.2, 0.0, 0.0], [-0.2, 0.4, 0.1, 0.0], [0.0, 0.1, 0.8, 0.1], [0, 0, 0.1, 0.3]],
     ]
+)
+DIRECT_ALPHA = LabelSet(
+    [*(KNOWN_LABELS[name] for name in ("teff", "logg")), parse_label("alpha_m:direct")]
 )
 LABEL_SETS = {
     2: LabelSet([KNOWN_LABELS[name] for name in ("teff", "logg")]),
@@ -106,14 +113,24 @@ def make_prior(labels=DEFAULT_LABELS):
 
 
 def make_model(labels=DEFAULT_LABELS, seed=0):
-    """A `StellarModel` without a direct estimate; labels: all of the forward model."""
-    place = of_labels(labels)
+    """A `StellarModel` without a direct estimate."""
+    place, forward = of_labels(labels), labels.forward
     parts = (
-        make_flux_model(labels, seed),
-        make_noise_model(len(place), seed),
-        make_prior(labels),
+        make_flux_model(forward, seed),
+        make_noise_model(len(forward), seed),
+        make_prior(forward),
     )
     return StellarModel(labels, CHANNELS, "dr3", "a basis", MEAN[place], SCALE[place], *parts)
+
+
+def add_direct(model, seed=0):
+    """Give a model a direct estimate, of random networks that see what differs between stars."""
+    data, _ = mock_stars(model, 50, seed)
+    data.flux_err[:20, NO_BP] = data.flux_err[10:30, WISE] = np.inf
+    data.parallax[25:35] = np.nan
+    seen = model.direct_inputs(replaced(data).observed, data.parallax, data.parallax_err)
+    model.direct = DirectNetwork(seen, len(model.labels), 2, (8, 8), seed)
+    return model
 
 
 def permuted(model, order):
@@ -140,18 +157,12 @@ def eagerly():
         tf.config.run_functions_eagerly(False)
 
 
-@functools.cache
-def shared_solver(n_labels=3):
-    """One `StarSolver` of `make_model` for all tests: its graphs take seconds."""
-    return make_solver(make_model(LABEL_SETS[n_labels]))
-
-
 def make_solver(model, **options):
     """A `StarSolver` whose functions are graphs, but not compiled by XLA: that takes five times as
     long, and a test of step 10 runs the compiled ones."""
     with pytest.MonkeyPatch.context() as patch:
         whole = tf.function
-        patch.setattr(tf, "function", lambda function, jit_compile=None: whole(function))
+        patch.setattr(tf, "function", lambda f, jit_compile=None: whole(f, autograph=False))
         return StarSolver(model, **{"batch_size": 64} | options)
 
 
@@ -194,4 +205,33 @@ def replaced(data, **columns):
 def table_of(data):
     """Columns `OBSERVED` of stars, which may be changed."""
     values = (data.flux, data.flux_err, data.parallax, data.parallax_err)
-    return {k: v.copy() for k, v in zip(("flux", "flux_err", "plx", "plx_err"), values)}
+    return {name: value.copy() for name, value in zip(OBSERVED, values, strict=True)}
+
+
+N_FEATURES = 11  # of the confidences, and two more a label
+
+
+def make_trained(stellar, offset=3.0, weight=0.0, features=None, **errors):
+    """A `TrainedModel` with constant confidences (unless weight) and a wide training range.
+
+    offset: of the confidences, of all or one a label. features: the highest E, brightness and error
+    level trained on. errors: fields of the `ErrorModel`.
+    """
+    rng, n_labels = np.random.default_rng(0), len(stellar.labels)
+    at, place = stellar.coordinates, of_labels(stellar.labels.forward)
+    p, corners = N_FEATURES + 2 * at.n_labels, np.meshgrid(*[[-1, 1]] * at.n_labels)
+    confidence = Confidence(
+        rng.normal(size=p),
+        rng.normal(size=2 * p),
+        np.ones(2 * p),
+        weight * rng.normal(size=(n_labels, 2 * p)),
+        np.broadcast_to(np.asarray(offset, "f8"), n_labels).copy(),
+    )
+    theta = MEAN[place] + 8 * SCALE[place] * np.reshape(corners, (at.n_labels, -1)).T
+    low, high = np.array([0, -20, -20]), np.array([20, 20, 20.0])
+    limits = np.stack([low, high if features is None else features])
+    faces = TrainingRange.of_stars(theta, np.zeros(len(theta)), np.zeros((len(theta), 2))).faces
+    alone = vars(ErrorModel.curvature_alone(len(at)))
+    return TrainedModel(
+        stellar, ErrorModel(**alone | errors), confidence, TrainingRange(faces, limits)
+    )

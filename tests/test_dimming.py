@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from training_case import ALONE, BASIS, CHANNELS, N_XP, RELEASE, dimming, stars_and_g
+from demo_stars_case import ALONE, BASIS, CHANNELS, N_XP, RELEASE, dimming, stars_and_g
 
 from fitting.dimming import BACKGROUND_G, Dimming, NoiseLaw
 from pipeline.photometry import vega_to_flux

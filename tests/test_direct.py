@@ -26,7 +26,7 @@ def seen():
     return data, inputs_of(data)
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
+@pytest.fixture(scope="module", params=[2, 4])
 def n_labels(request):
     return request.param
 

@@ -201,6 +201,20 @@ def test_star_without_parallax_is_solved_from_its_fluxes(star_solver, model, moc
     assert ((width > 0.7) & (width < 1.35)).all()
 
 
+def test_unknown_parallax_widens_the_errors(star_solver, mocks, at):
+    data, none = mocks[0].take(slice(0, 100)), np.full(100, np.nan, "f4")
+    true = np.exp(mocks[1][:100, at.ln_plx]).astype("f4")
+    precise = replaced(data, parallax=true, parallax_err=0.001 * true)
+    widths = []
+    for stars in (precise, replaced(data, parallax=none, parallax_err=none)):
+        found = star_solver.solve(stars).best
+        covariance = np.linalg.inv(star_solver.gaussian(stars, found, False).precision)
+        widths.append(np.sqrt(np.einsum("nii->ni", covariance)))
+    ratio = np.median(widths[1] / widths[0], 0)
+    assert ratio[at.ln_plx] > 3
+    assert (ratio[at.z] >= 1).all()
+
+
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 100.0])
 def test_star_with_a_negative_parallax_has_a_finite_positive_distance(
     star_solver, oracle, mocks, sigma

@@ -129,8 +129,8 @@ def test_stars_with_any_number_of_labels_are_recovered_within_their_errors(n_lab
     assert np.median(found.chi2) == pytest.approx(N_WL - n_labels - 3, abs=3)
 
 
-@pytest.mark.parametrize("n_labels", [2, 4])
-def test_order_of_the_labels_permutes_solutions_and_precisions(n_labels):
+def test_order_of_the_labels_permutes_solutions_and_precisions():
+    n_labels = 4
     model, order = make_model(LABEL_SETS[n_labels]), np.roll(np.arange(n_labels), 1)
     whole = [*order, n_labels, n_labels + 1, n_labels + 2]
     data, truth = mock_stars(model, 24, seed=8)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from training_case import ALONE, BASIS, CHANNELS, LABELS, N_XP, RELEASE, training_stars
+from demo_stars_case import ALONE, BASIS, CHANNELS, LABELS, N_XP, RELEASE, training_stars
 
 from fitting import strange
 from fitting.batches import N_KINDS, Batches

@@ -1,53 +1,65 @@
-"""Some 400 demo stars as training has them, without any file left behind."""
+"""Stars with labels, drawn from a small model, and trainings of them."""
 
-import functools
-import tempfile
-from pathlib import Path
-
-import demo_model
 import numpy as np
-from xp_case import BASIS, RELEASE
+from demo_model import RECIPE
+from model_case import make_model, mock_stars, of_labels, replaced, table_of
 
-from demo import build_sky
-from fitting.batches import TrainingStars
-from fitting.dimming import Dimming
+from fitting.batches import Batches, TrainingStars
+from fitting.posterior import physical
+from fitting.recipe import make_recipe, make_stage
+from fitting.training import Trainer
 from pipeline.schema import DEFAULT_LABELS
-from train import G_FLUX, read_training_data
-from xp_utils import flux_channels
 
-CHANNELS = flux_channels(BASIS)
-N_XP = CHANNELS.n_xp
-ALONE = {"bp": CHANNELS.bp & ~CHANNELS.rp, "rp": CHANNELS.rp & ~CHANNELS.bp}
-LABELS = DEFAULT_LABELS
+LABEL_ERR = np.array([0.1, 0.05, 0.1, 0.03])  # of the labels of model_case.NAMES
+N = 320
 
 
-@functools.cache
-def training_set():
-    """`train.TrainingSet` of the demo stars."""
-    with tempfile.TemporaryDirectory() as folder:
-        data_dir, path = Path(folder) / "data", Path(folder) / "training_data.h5"
-        stars = ["--stars", demo_model.ROOT / "demo/stars.h5", "--out", data_dir]
-        demo_model.run_step(build_sky, *stars, "--n", 400, "--shards", 1)
-        demo_model.make_training_data(data_dir, path)
-        return read_training_data(path, RELEASE)
+def labelled(model, n=N, seed=3, share=0.25):
+    """`TrainingStars` drawn from a model, the last of them for calibration.
+
+    Labels have errors of LABEL_ERR and as much noise; those that are not the forward model's follow
+    the others. Every fifth star has no reddening.
+    """
+    rng, at, place = np.random.default_rng(seed), model.coordinates, of_labels(model.labels)
+    data, u = mock_stars(model, n, seed)
+    known, theta = physical(u, model), np.empty((n, len(place)))
+    theta[:, model.is_forward] = known[:, at.z]
+    theta[:, ~model.is_forward] = 0.1 - 0.1 * u[:, :1]
+    err = np.tile(LABEL_ERR[place], (n, 1)) * rng.uniform(0.8, 1.2, (n, 1))
+    ext_err = np.full(n, 0.1)
+    ext = known[:, at.ln_ext] + ext_err * rng.normal(size=n)
+    ext[::5] = np.nan
+    data = replaced(
+        data,
+        parallax=np.abs(data.parallax),
+        theta=(theta + err * rng.normal(size=err.shape)).astype("f4"),
+        theta_err=err.astype("f4"),
+        extinction=ext.astype("f4"),
+        extinction_err=ext_err.astype("f4"),
+    )
+    return TrainingStars(data, np.arange(n) >= (1 - share) * n)
 
 
-@functools.cache
-def stars_and_g():
-    """`StarData` of the demo stars, and their G magnitudes (N,)."""
-    table = training_set().table
-    g = RELEASE.g_zero_point - 2.5 * np.log10(table[G_FLUX])
-    return training_set().star_data(np.arange(len(g)), CHANNELS), g
+def labelled_table(data):
+    """Columns of stars with labels, as a training set has them."""
+    labels = {"stellar_type": data.theta, "stellar_type_err": data.theta_err}
+    return table_of(data) | labels
 
 
-@functools.cache
-def dimming():
-    """The `Dimming` of the demo stars."""
-    data, g = stars_and_g()
-    return Dimming(data, g, BASIS)
+def make_trainer(labels=DEFAULT_LABELS, stars=None, **changes):
+    """A `Trainer` of stars drawn from `make_model`, with RECIPE changed."""
+    stars = labelled(make_model(labels)) if stars is None else stars
+    return Trainer(stars, labels, make_recipe(RECIPE | changes), "dr3", "a basis")
 
 
-def training_stars():
-    """`TrainingStars` of the demo stars, the last hundred for calibration."""
-    data, g = stars_and_g()
-    return TrainingStars(data, np.arange(len(g)) >= len(g) - 100, g, BASIS)
+def make_batches(model, stars=None, **changes):
+    """`Batches` of stars under a model, with RECIPE changed."""
+    stars = labelled(model) if stars is None else stars
+    return Batches(stars, model, make_recipe(RECIPE | changes))
+
+
+def stage_of(kind, **changes):
+    """A gradient stage of a kind that trains some of what it may."""
+    train = {"direct": ["direct"], "calibration": ["noise_level"]}.get(kind, ["network"])
+    table = {"name": kind, "steps": 1, "batch_size": 10**4, "learning_rate": 1e-3, "train": train}
+    return make_stage(table | {"kind": kind} | changes)

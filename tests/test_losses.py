@@ -1,0 +1,185 @@
+"""The losses of the training against Gaussians written out, star by star; and their gradients."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from demo_model import RECIPE
+from model_case import DIRECT_ALPHA, LABEL_SETS, N_WL, add_direct, make_model
+from scipy import stats
+from scipy.special import logsumexp
+from training_case import labelled, make_batches, stage_of
+
+from fitting.losses import FLAT_EXT_ERR, LOSS_LINEAR_UNTIL, MIN_NOISE_EXT, Losses
+
+LABELS = {"3": LABEL_SETS[3], "direct": DIRECT_ALPHA}
+N = 8
+
+
+class Case:
+    """A model, its losses and stars; batches of N of them."""
+
+    def __init__(self, labels):
+        self.model = add_direct(make_model(labels))
+        self.stars = labelled(self.model)
+        self.losses = Losses(self.model)
+        self.batches = make_batches(self.model, self.stars)
+
+    def batch(self, kind, n=N, seed=4):
+        return self.batches.of(np.arange(n), stage_of(kind), np.random.default_rng(seed))
+
+
+@pytest.fixture(scope="module", params=LABELS)
+def case(request):
+    return Case(LABELS[request.param])
+
+
+class Dense:
+    """What a batch says of star i, in float64: covariance and residuals of the fluxes seen."""
+
+    def __init__(self, model, batch, i):
+        self.batch, self.i, flux = {k: v[i].astype("f8") for k, v in batch.items()}, i, model.flux
+        one = {k: v[i : i + 1] for k, v in batch.items()}
+        self.ext = max(self.batch["ext"], MIN_NOISE_EXT)
+        whitening, _ = model.noise.whitening(
+            one["z_noise"],
+            np.maximum(one["ext"], np.float32(MIN_NOISE_EXT)),
+            one["rel_err"],
+            one["used"],
+            one["features"],
+        )
+        self.seen = batch["used"][i] > 0
+        s = whitening[0].numpy().astype("f8")
+        block = np.ix_(self.seen, self.seen)
+        self.covariance = np.linalg.inv((s.T @ s)[block])
+        curve, by_xi = (x[0].numpy().astype("f8") for x in flux.ext_curve(np.zeros(1, "f4")))
+        self.curve, self.by_xi = curve, self.ext * curve * by_xi
+        self.nu, self.n = float(model.noise.nu), self.seen.sum()
+        self.flux, self.one = flux, one
+
+    def slopes(self, name):
+        """d ln flux / dz (K, n) at a type of the batch."""
+        return self.flux.ln_flux_and_jacobian(tf.constant(self.one[name]))[1][0].numpy()
+
+    def residual(self, z):
+        """Residuals (k, n) of types z (k, K), before dust."""
+        ln_flux = self.flux.ln_flux(z.astype("f4")).numpy().astype("f8")
+        return self.batch["value"] - ln_flux - 2 * self.batch["ln_plx"]
+
+    def marginal(self, nuisances):
+        """The columns (n, k) of nuisances that are seen, and the covariance with them."""
+        columns = np.stack(nuisances, 1)[self.seen]
+        return columns, self.covariance + columns @ columns.T
+
+
+def test_likelihood_loss_is_that_of_a_t_distribution_written_out(case):
+    """The errors of the label, of E and of the parallax, and xi, added to the covariance."""
+    batch, expected = case.batch("likelihood"), []
+    for i in range(N):
+        star = Dense(case.model, batch, i)
+        own = star.batch
+        nuisances = [
+            own["ext_err"] * star.curve,
+            2 * own["ln_plx_err"] * np.ones(N_WL),
+            star.by_xi,
+            *(star.slopes("z") * own["z_err"][:, None]),
+        ]
+        _, total = star.marginal(nuisances)
+        residual = (star.residual(own["z"][None])[0] + own["ext"] * star.curve)[star.seen]
+        density = stats.multivariate_t(np.zeros(star.n), total, df=star.nu)
+        peak = stats.multivariate_t(np.zeros(star.n), np.eye(star.n), df=star.nu)
+        # But for what depends on nu alone.
+        ln_p = density.logpdf(residual) - peak.logpdf(np.zeros(star.n))
+        expected.append(-ln_p / star.n)
+    np.testing.assert_allclose(case.losses.likelihood(batch), expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["posterior", "calibration"])
+def test_posterior_loss_is_that_of_gaussians_written_out(case, kind):
+    """Nuisances (and, to calibrate, the label's errors) added to the covariance, star by star."""
+    batch, expected = case.batch(kind), []
+    for i in range(N):
+        star = Dense(case.model, batch, i)
+        own = star.batch
+        nuisances = [
+            FLAT_EXT_ERR * star.curve,
+            2 * own["ln_plx_err"] * np.ones(N_WL),
+            star.by_xi,
+        ]
+        if kind == "calibration":
+            nuisances += list(star.slopes("z_noise") * own["z_err"][:, None])
+        columns, total = star.marginal(nuisances)
+        inverse = np.linalg.inv(total)
+        residual = star.residual(own["candidates"])[:, star.seen]
+        chi2 = np.einsum("ci,ij,cj->c", residual, inverse, residual)
+        ext = -residual @ inverse @ columns[:, 0]  # of E / 3, whose column is -curve
+        width = np.sqrt(1 - columns[:, 0] @ inverse @ columns[:, 0])
+        ln_p = (
+            case.model.prior.ln_density_z(batch["candidates"][i]).numpy()
+            + stats.norm.logcdf(ext / width)
+            - (star.nu + star.n) / 2 * np.log1p(chi2 / star.nu)
+        )
+        expected.append(logsumexp(ln_p) - ln_p[0])
+    expected, limit = np.array(expected), LOSS_LINEAR_UNTIL
+    bent = limit * (1 + np.log(np.maximum(expected / limit, 1)))
+    expected = np.where(expected < limit, expected, bent)
+    np.testing.assert_allclose(case.losses.posterior(batch), expected, rtol=2e-2, atol=2e-2)
+    assert ("label_err" in batch) == (kind == "calibration")
+    assert (expected < np.log(RECIPE["candidates"])).mean() > 0.3  # it says something
+
+
+def test_direct_loss_is_that_of_t_distributions_of_six_degrees(case):
+    batch = case.batch("direct")
+    z, ln_sigma = (x.numpy().astype("f8") for x in case.model.direct.outputs(batch["inputs"]))
+    ln_p = stats.t(6).logpdf((batch["z"] - z) / np.exp(ln_sigma)) - ln_sigma - stats.t(6).logpdf(0)
+    expected = -ln_p.sum(2).mean(0)
+    np.testing.assert_allclose(case.losses.direct(batch), expected, rtol=1e-4, atol=1e-4)
+
+
+# Groups of variables of which each loss has gradients. In the likelihood, dF/dtheta is held in the
+# network's.
+GRADIENTS = {
+    "posterior": ["network", "extinction", "extinction_xi", "noise", "noise_level"],
+    "likelihood": ["extinction", "extinction_xi", "noise"],
+    "direct": ["direct"],
+}
+
+
+def variables_of(model):
+    flux, noise = model.flux, model.noise
+    return {
+        "network": flux.network_variables,
+        "extinction": [flux.ln_ext_curve],
+        "extinction_xi": [flux.ln_ext_curve_xi],
+        "noise": noise.shape_variables,
+        "noise_level": noise.level_variables,
+        "direct": model.direct.variables,
+    }
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_gradients_of_the_losses_are_those_of_differences(case, kind):
+    step, batch = 1e-3, case.batch(kind, 24)
+    loss = getattr(case.losses, kind)
+    for group in GRADIENTS[kind]:
+        variables = variables_of(case.model)[group]
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(loss(batch))
+        slopes = tape.gradient(value, variables)
+        norm = float(tf.linalg.global_norm(slopes))
+        before, ends = [v.numpy() for v in variables], []
+        for sign in (1, -1):  # a small step along the gradient, and one against it
+            for v, old, slope in zip(variables, before, slopes, strict=True):
+                v.assign(old + sign * step / norm * slope)
+            ends.append(float(tf.reduce_sum(tf.cast(loss(batch), tf.float64))))
+        for v, old in zip(variables, before, strict=True):
+            v.assign(old)
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(norm, rel=0.03), group
+
+
+def test_losses_of_wild_stars_are_finite(case):
+    for kind in ("likelihood", "posterior", "calibration"):
+        batch = case.batch(kind)
+        batch["value"] = batch["value"] + np.float32(50)
+        batch["ext"] = np.zeros_like(batch["ext"])
+        loss = "posterior" if kind == "calibration" else kind
+        assert np.isfinite(getattr(case.losses, loss)(batch)).all()
