@@ -40,19 +40,17 @@ import numpy as np
 
 from fitting.recipe import read_recipe
 from fitting.split import split_stars
+from fitting.training_set import LABELS, read_training_data
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import Status, identity, output_state, provenance
-from pipeline.read import ShardReader, read_arrays
+from pipeline.read import read_arrays
 from pipeline.run import progress, setup_logging, usage_exit
-from pipeline.schema import MODEL_FILE, LabelSet, Layout, resolved
+from pipeline.schema import MODEL_FILE, Layout, resolved
 from pipeline.select import add_release_argument, step_parser
 from pipeline.write import ShardWriter, write_arrays, write_text
 
 SCRIPT = "train"
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipe.toml"
-LABELS = ("stellar_type", "stellar_type_err")
-EXTINCTION = ("stellar_ext", "stellar_ext_err")
-G_FLUX = "phot_g_mean_flux"
 
 CHECKPOINT_SECONDS = 20.0  # at most so much work is lost
 MIN_TRAINING_STARS = 200
@@ -71,86 +69,6 @@ def parse_args(argv=None):
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
     parser.add_argument("--log", type=Path, help="default: OUTPUT_FOLDER/train.log")
     return parser.parse_args(argv)
-
-
-# ------------------------------------------------------------------------------------- the data
-
-
-@dataclasses.dataclass
-class TrainingSet:
-    """A training set: ids (N,), the columns that training needs, labels, basis (its source)."""
-
-    ids: np.ndarray
-    table: dict
-    labels: LabelSet
-    basis: str
-
-    def rows(self, rows):
-        """Columns of some stars."""
-        return {name: values[rows] for name, values in self.table.items()}
-
-    def star_data(self, rows, channels):
-        """`StarData` of some stars, with labels and reddening."""
-        from fitting.observed import FINE, OBSERVED, StarData
-
-        names = (*OBSERVED, *LABELS, *EXTINCTION)
-        columns = [self.table[name][rows].astype("f4") for name in names]
-        fine = self.table[FINE][rows] if FINE in self.table else None
-        return StarData(*columns[: len(OBSERVED)], channels, *columns[len(OBSERVED) :], fine)
-
-
-def read_training_data(path, release):
-    """The `TrainingSet` of a file. ShardError where it is not one that can be trained on."""
-    with ShardReader(path, release.id_column) as reader:
-        reader.require_release(release)
-        text = reader.attributes("stellar_type").get("labels")
-        if text is None:
-            raise ShardError(
-                f"{path}: stellar_type does not say what its labels are: made by an older version "
-                "of the project; make the file again with compile_training_data.py"
-            )
-        try:
-            labels = LabelSet.from_json(text)
-        except ValueError as error:
-            raise ShardError(
-                f"{path}: stellar_type: {error}; make the file again with compile_training_data.py"
-            ) from error
-        layout = Layout(release, labels)
-        reader.check(resolved("training", layout))
-        names = ("flux", "flux_err", "plx", "plx_err", *LABELS, *EXTINCTION, G_FLUX)
-        table, ids = reader.read_table(names, optional=("xp_fine",)), reader.source_id()
-        wavelengths = reader.attributes("flux").get("sample_wavelengths", ())
-        basis = str(reader.attrs.get("xp_basis", ""))
-    problem = training_data_problem(table, wavelengths, layout)
-    if problem:
-        raise ShardError(
-            f"{path}: {problem}; make the file with compile_training_data.py, which "
-            "leaves such stars out"
-        )
-    return TrainingSet(ids, table, labels, basis)
-
-
-def training_data_problem(table, wavelengths, layout):
-    """What is wrong with a training set, in words that name the dataset; None where nothing is."""
-    expected = layout.wavelengths
-    if np.shape(wavelengths) != expected.shape or not np.allclose(wavelengths, expected):
-        return (
-            f"flux has {np.size(wavelengths)} sample_wavelengths that are not the "
-            f"{len(expected)} of {layout.release.title} and the photometric bands"
-        )
-    n = len(table["plx"])
-    for name in (*LABELS, "plx", "plx_err"):
-        positive = name != "stellar_type"
-        bad = ~np.isfinite(table[name]) | (table[name] <= (0.0 if positive else -np.inf))
-        bad = bad if bad.ndim == 1 else bad.any(1)
-        if bad.any():
-            words = "finite and positive" if positive else "finite"
-            return f"{name} is not {words} for {bad.sum()} of {n} stars, e.g. row {bad.argmax()}"
-    alike = (table["stellar_type"] == table["stellar_type"][:1]).all(0)
-    if n > 1 and alike.any():
-        names = [x.title for x, same in zip(layout.labels, alike, strict=True) if same]
-        return f"stellar_type has the same {' or '.join(names)} for all stars"
-    return None
 
 
 # ---------------------------------------------------------------------------- what comes of it
@@ -239,7 +157,7 @@ def stage_warnings(entries):
         yield f"{refused} steps were refused, as their gradient was not finite"
     last = entries[-1]
     if "skipped" in last:
-        yield f"skipped: only {last['stars']} stars are left to train on"
+        yield f"skipped: {last['skipped']}"
     if last.get("rejected", 0) > MOST_REJECTED * last["stars"]:
         yield (
             f"{last['rejected']} of {last['stars']} stars were rejected: the model does not fit "
@@ -319,7 +237,7 @@ def start_trainer(data, training, calibration, release, recipe, former):
     rows = np.concatenate([training, calibration])
     basis = load_xp_basis(release)
     stars = data.star_data(rows, flux_channels(basis))
-    g = release.g_zero_point - 2.5 * np.log10(data.table[G_FLUX][rows])
+    g = data.g_magnitudes(release)[rows]
     stars = TrainingStars(stars, np.arange(len(rows)) >= len(training), g, basis)
     trainer = Trainer(stars, data.labels, recipe, release.name, data.basis)
     if former is not None:

@@ -116,7 +116,7 @@ def odd_columns(seen, data, model):
         with np.errstate(invalid="ignore", divide="ignore"):
             err = data.parallax_err / np.maximum(data.parallax, data.parallax_err)
             floored = np.maximum(data.parallax, data.parallax_err)
-            expected = 0.5 * (data.observed.features[:, 0] - model.distance_mean - z)
+            expected = 0.5 * (data.observed.features[:, 0] - (model.distance_mean + z))
             tension = (np.log(floored) - expected) / np.hypot(err, 0.5 * sigma)
     return {
         "parallax_tension": tension,

@@ -5,6 +5,7 @@ key more is a field more here.
 """
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -157,7 +158,12 @@ class Recipe:
             sizes = getattr(self, name)
             if not sizes or any(not _is(int, n) or n < 1 for n in sizes):
                 raise ValueError(f"{name} is {list(sizes)}: give sizes of layers")
-        if len(self.faint_g) != 2 or not all(_is(float, g) for g in self.faint_g):
+        limits = self.faint_g
+        if (
+            len(limits) != 2
+            or not all(_is(float, g) and math.isfinite(g) for g in limits)
+            or (not limits[0] < limits[1])
+        ):
             raise ValueError(f"faint_g is {list(self.faint_g)}: give the brightest and faintest G")
         if not self.stages:
             raise ValueError("stages: at least one is expected")

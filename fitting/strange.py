@@ -20,6 +20,7 @@ QUASAR_STRENGTHS = np.array([1.5, 0.7, 0.5, 0.5, 0.4, 1.2])  # of the continuum,
 SMOOTH_NM = 60.0  # correlation length of spectra that nothing explains
 PLANCK_NM_K = 1.4388e7  # h c / k
 EXT_SLOPE, EXT_PIVOT_NM, EXT_NORM = -1.4, 550.0, 2.0  # of their dust: A ~ lambda^-1.4
+OBJECTS = ("hot star", "white dwarf", "quasar", "galaxy", "unexplained")
 ERR_PARALLAX = (0.02, 0.3)  # relative error of parallaxes, or of that of the host where it is none
 
 
@@ -30,6 +31,8 @@ class StrangeThings:
         self.stars, self.dimming, self.channels = stars, stars.dimming, stars.data.channels
         self.place = labels.place
         self.fine_nm = stars.basis.release.spectra.fine_wavelengths
+        if stars.data.fine is None:
+            self.fine_nm = self.fine_nm[:0]
 
     # ---- blends
 
@@ -75,15 +78,16 @@ class StrangeThings:
 
     # ---- what is no star of ours
 
-    def objects(self, rows, rng):
-        """`StarData` (n,) of hot stars, white dwarfs, quasars, galaxies and what nothing explains,
-        with the brightness of the hosts `rows`."""
+    def objects(self, rows, rng, kind=None):
+        """`StarData` (n,) of OBJECTS, or of one kind of them, with the brightness of the hosts
+        `rows`."""
         host = self.stars.data.take(rows)
         reference = self._reference(host)
         n_wl = len(self.channels)
         grid = np.concatenate([self.channels.wavelengths, self.fine_nm])
         ln_flux = np.zeros((len(rows), len(grid)))
-        kind = rng.integers(5, size=len(rows))
+        drawn = rng.integers(len(OBJECTS), size=len(rows))
+        kind = drawn if kind is None else np.full(len(rows), kind)
         for k, make in enumerate((_hot_stars, _white_dwarfs, _quasars)):
             ln_flux[kind == k] = make(int((kind == k).sum()), grid, rng)
         own = self._ln_host(host, reference)
@@ -134,10 +138,12 @@ class StrangeThings:
         noisy, fine = self.dimming.noise(n, rng)
         sigma = self.dimming.levels(flux[:, :n_wl])
         shown = flux[:, :n_wl] + sum(s[:, None] * x for s, x in zip(sigma, noisy, strict=True))
-        finer = flux[:, n_wl:] + sum(s[:, None] * x for s, x in zip(sigma, fine, strict=True))
-        reference = reference_flux(shown, np.isfinite(err), self.channels.bp, self.channels.rp)
+        finer = None
         if host.fine is not None:
-            finer = np.where(np.isfinite(host.fine), finer, np.nan)
+            finer = flux[:, n_wl:] + sum(s[:, None] * x for s, x in zip(sigma, fine, strict=True))
+            reference = reference_flux(shown, np.isfinite(err), self.channels.bp, self.channels.rp)
+            finer = np.where(np.isfinite(host.fine), finer / reference[:, None], np.nan)
+            finer = finer.astype("f4")
         plx, plx_err = self._parallaxes(host, kind, rng)
         return StarData(
             np.where(used, shown, 0.0).astype("f4"),
@@ -145,7 +151,7 @@ class StrangeThings:
             plx.astype("f4"),
             plx_err.astype("f4"),
             host.channels,
-            fine=(finer / reference[:, None]).astype("f4") if len(self.fine_nm) else None,
+            fine=finer,
         )
 
     def _parallaxes(self, host, kind, rng):

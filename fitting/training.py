@@ -15,7 +15,7 @@ from fitting.networks import Classification, Regression
 from fitting.noise import NoiseModel
 from fitting.objective import LabelTerm, Objective
 from fitting.prior import fit_prior
-from fitting.recipe import OWN_GROUPS, StarsStage
+from fitting.recipe import OWN_GROUPS, OddityStage, StarsStage
 from fitting.star_solver import Minimiser
 from fitting.stellar_model import StellarModel
 from model import FluxModel, initial_ln_ext_curve
@@ -121,10 +121,13 @@ class Trainer:
         self._steps = {}
 
     def _add_networks(self):
-        """Give the model the networks on what is observed that the recipe trains."""
+        """Give the model the networks on what is observed that the recipe trains; those that tell
+        what is odd only where it can be simulated."""
         recipe, model, batches = self.recipe, self.model, self.batches
         rows, rng = self.stars.training, np.random.default_rng(recipe.seed)
         kinds = [kind for kind in OWN_GROUPS if recipe.of_kind(kind)]
+        if "oddity" in kinds and batches.strange is None:
+            kinds.remove("oddity")
         if not kinds:
             return
         stage = recipe.of_kind(*kinds)[0]
@@ -212,10 +215,10 @@ class Trainer:
             self._fit_stars(stage)
             return self._next_stage()
         rows, size, batches, epochs = self.stage_plan(stage)
+        if isinstance(stage, OddityStage) and self.model.oddity is None:
+            return self._skip(stage, rows, "the release has no typical noise to simulate odd stars")
         if not epochs:
-            skipped = {"stars": len(rows), "skipped": "too few stars"}
-            self.history.append({"stage": stage.name, "epoch": 0} | skipped)
-            return self._next_stage()
+            return self._skip(stage, rows, f"only {len(rows)} stars are left to train on")
         if self.stage not in self._steps:
             self._steps = {self.stage: self._make_step(stage)}
         rng = np.random.default_rng([self.recipe.seed, self.stage, self.epoch])
@@ -228,6 +231,11 @@ class Trainer:
         self.history.append(self._entry(stage, len(rows), float(rate), found))
         self.epoch += 1
         return self._next_stage() if self.epoch >= epochs else False
+
+    def _skip(self, stage, rows, why):
+        entry = {"stage": stage.name, "epoch": 0, "stars": len(rows), "skipped": why}
+        self.history.append(entry)
+        return self._next_stage()
 
     def _entry(self, stage, n_stars, rate, found):
         """The history's entry of an epoch whose steps gave `found`, (losses, sane) each."""

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 N_STARS = 400
 N_SHARDS = 3
-BATCH_SIZE = 64  # of the solver: batches are padded to it
+BATCH_SIZE = 72  # of the solver: batches are padded to it, and the calibration stars fit into one
 ALL_GROUPS = ["network", "extinction", "extinction_xi", "noise"]
 RECIPE = {
     "seed": 0,
@@ -30,11 +30,16 @@ RECIPE = {
     "prior_components": 4,
     "direct_networks": 2,
     "direct_hidden": [24, 16],
+    "screen_networks": 2,
+    "screen_hidden": [16],
     "candidates": 6,
     "simulated_stars": 60,
     "hide_parallax": 0.3,
     "hide_photometry": 0.1,
     "hide_bp": 0.03,
+    "hide_rp": 0.03,
+    "faint_share": 0.5,
+    "faint_g": [15.0, 18.0],
     "blur_parallax": 0.3,
     "rare_type_weight_cap": 3.0,
     "stages": [
@@ -50,6 +55,10 @@ RECIPE = {
          "learning_rate": 1e-2, "train": ["noise_level"]},
         {"name": "direct", "kind": "direct", "steps": 30, "batch_size": 96,
          "learning_rate": 2e-2, "weight_decay": 0.02, "hide_parallax": 0.5, "train": ["direct"]},
+        {"name": "distance", "kind": "distance", "steps": 4, "batch_size": 96,
+         "learning_rate": 2e-2, "train": ["distance"]},
+        {"name": "oddity", "kind": "oddity", "steps": 6, "batch_size": 96,
+         "learning_rate": 2e-2, "train": ["oddity"]},
     ],
 }  # fmt: skip
 
@@ -112,10 +121,11 @@ def _solver_of(model, whole):
 @contextlib.contextmanager
 def quick():
     """The solver's descents as graphs, all else eagerly, nothing compiled; a training that warms up
-    fast and saves its state often; a solver that gives up early; small pictures."""
+    fast, saves its state often and calibrates at two brightnesses; a solver that gives up early;
+    small pictures."""
     import model  # noqa: F401  # its own graphs, before they are made otherwise
     import train
-    from fitting import star_solver, training
+    from fitting import held_out, star_solver, training
     from pipeline.figures import style
     from pipeline.quiet_tensorflow import tf
 
@@ -128,6 +138,7 @@ def quick():
         patch.setattr(tf, "function", graph)
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(held_out, "SIMULATED_LEVELS", 2)
         patch.setattr(star_solver, "POOLED_ITERATIONS", 8)
         patch.setattr(star_solver, "StarSolver", partial(_solver_of, whole=star_solver.StarSolver))
         for name in ("figure.dpi", "savefig.dpi"):

@@ -11,8 +11,8 @@ from xp_case import BASIS, RELEASE
 from demo import build_sky
 from fitting.batches import TrainingStars
 from fitting.dimming import Dimming
+from fitting.training_set import G_FLUX, read_training_data
 from pipeline.schema import DEFAULT_LABELS
-from train import G_FLUX, read_training_data
 from xp_utils import flux_channels
 
 CHANNELS = flux_channels(BASIS)
@@ -23,7 +23,7 @@ LABELS = DEFAULT_LABELS
 
 @functools.cache
 def training_set():
-    """`train.TrainingSet` of the demo stars."""
+    """`TrainingSet` of the demo stars."""
     with tempfile.TemporaryDirectory() as folder:
         data_dir, path = Path(folder) / "data", Path(folder) / "training_data.h5"
         stars = ["--stars", demo_model.ROOT / "demo/stars.h5", "--out", data_dir]

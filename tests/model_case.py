@@ -10,20 +10,23 @@ from model_oracle import Oracle
 from scipy import stats
 
 from fitting.confidence import Confidence
-from fitting.direct import DirectNetwork
+from fitting.direct import direct_inputs, hide_parallax, representation_masks
+from fitting.networks import Classification, Regression
 from fitting.noise import NoiseModel
-from fitting.observed import OBSERVED, StarData
+from fitting.observed import FINE, OBSERVED, StarData
 from fitting.posterior import ErrorModel
 from fitting.prior import MixturePrior
 from fitting.star_solver import StarSolver
 from fitting.stellar_model import StellarModel
-from fitting.trained_model import TrainedModel, TrainingRange
+from fitting.trained_model import NO_ALARMS, TrainedModel, TrainingRange
 from model import FluxModel
 from pipeline.schema import DEFAULT_LABELS, KNOWN_LABELS, LabelSet, load_release
 from pipeline.schema.labels import parse_label
-from xp_utils import flux_channels, load_xp_basis
+from xp_utils import flux_channels, load_xp_basis, reference_flux
 
-CHANNELS = flux_channels(load_xp_basis(load_release()))
+RELEASE = load_release()
+CHANNELS = flux_channels(load_xp_basis(RELEASE))
+FINE_GRID, NO_FINE_GRID = RELEASE.spectra.fine_wavelengths, np.empty(0)
 N_WL, N_XP = len(CHANNELS), CHANNELS.n_xp
 BP = np.flatnonzero(CHANNELS.bp & ~CHANNELS.rp)
 NO_BP = np.flatnonzero(CHANNELS.bp)  # what a star without BP lacks
@@ -112,24 +115,48 @@ def make_prior(labels=DEFAULT_LABELS):
     return MixturePrior(PRIOR_WEIGHTS, MEANS[:, place], covariances, SCALE[place], -9.0)
 
 
-def make_model(labels=DEFAULT_LABELS, seed=0):
-    """A `StellarModel` without a direct estimate."""
+def make_model(labels=DEFAULT_LABELS, seed=0, fine_wavelengths=NO_FINE_GRID):
+    """A `StellarModel` without networks on what is observed."""
     place, forward = of_labels(labels), labels.forward
+    grids = (CHANNELS, fine_wavelengths, "dr3", "a basis")
     parts = (
         make_flux_model(forward, seed),
         make_noise_model(len(forward), seed),
         make_prior(forward),
     )
-    return StellarModel(labels, CHANNELS, "dr3", "a basis", MEAN[place], SCALE[place], *parts)
+    return StellarModel(labels, *grids, MEAN[place], SCALE[place], *parts)
 
 
-def add_direct(model, seed=0):
-    """Give a model a direct estimate, of random networks that see what differs between stars."""
+def network_data(model, seed=0):
+    """`StarData` of 50 stars to standardise networks by, some without bands or parallaxes."""
     data, _ = mock_stars(model, 50, seed)
     data.flux_err[:20, NO_BP] = data.flux_err[10:30, WISE] = np.inf
     data.parallax[25:35] = np.nan
-    seen = model.direct_inputs(replaced(data).observed, data.parallax, data.parallax_err)
-    model.direct = DirectNetwork(seen, len(model.labels), 2, (8, 8), seed)
+    return replaced(data)
+
+
+def masks_of(model, inputs, n_networks):
+    """Which of its inputs each network sees."""
+    return representation_masks(inputs.shape[1], N_XP, len(model.fine_wavelengths), n_networks)
+
+
+def add_direct(model, seed=0, n_networks=2):
+    """Give a model a direct estimate, of random networks that see what differs between stars."""
+    seen, n_out = direct_inputs(network_data(model, seed)), 2 * len(model.labels)
+    masks = masks_of(model, seen, n_networks)
+    model.direct = Regression(seen, n_out, masks, (8, 8), "direct", seed)
+    return model
+
+
+def add_screens(model, seed=0, n_networks=2):
+    """Give a model random networks that tell the distance and what is odd."""
+    data = network_data(model, seed)
+    at_kpc = (data.observed.features[:, 0] - 2 * np.log(data.parallax))[data.useful_parallax]
+    model.distance_mean, model.distance_scale = float(at_kpc.mean()), float(at_kpc.std())
+    seen = direct_inputs(data)
+    hidden, masks = hide_parallax(seen, N_WL - N_XP), masks_of(model, seen, n_networks)
+    model.distance = Regression(hidden, 2, masks, (8,), "distance", seed)
+    model.oddity = Classification(seen, 3, masks, (8,), "oddity", seed)
     return model
 
 
@@ -168,7 +195,8 @@ def make_solver(model, **options):
 
 def mock_stars(model, n, seed=0, plx_snr=10.0, rel_err=0.02):
     """`StarData` of n stars drawn from the model: types from the prior, fluxes from the noise
-    model; and their true u (n, K + 3)."""
+    model, a finer spectrum, where the model sees one, from the fluxes; and their true u (n, K + 3).
+    """
     rng, oracle, at = np.random.default_rng(seed), Oracle(model), model.coordinates
     u = np.column_stack(
         [
@@ -193,8 +221,19 @@ def mock_stars(model, n, seed=0, plx_snr=10.0, rel_err=0.02):
         (plx + plx_err * rng.normal(size=n)).astype("f4"),
         plx_err.astype("f4"),
         CHANNELS,
+        fine=finer_spectrum(flux, model.fine_wavelengths),
     )
     return data, u
+
+
+def finer_spectrum(flux, wavelengths):
+    """The XP part of fluxes (n, n_wl) on a finer grid, as `StarData.fine`; None without a grid."""
+    if not len(wavelengths):
+        return None
+    coarse = CHANNELS.wavelengths[:N_XP]
+    finer = np.array([np.interp(wavelengths, coarse, one[:N_XP]) for one in flux])
+    reference = reference_flux(flux, np.ones(flux.shape, bool), CHANNELS.bp, CHANNELS.rp)
+    return (finer / reference[:, None]).astype("f2")
 
 
 def replaced(data, **columns):
@@ -203,19 +242,20 @@ def replaced(data, **columns):
 
 
 def table_of(data):
-    """Columns `OBSERVED` of stars, which may be changed."""
+    """Columns `OBSERVED` of stars, and `FINE` where they have it, which may be changed."""
     values = (data.flux, data.flux_err, data.parallax, data.parallax_err)
-    return {name: value.copy() for name, value in zip(OBSERVED, values, strict=True)}
+    finer = {} if data.fine is None else {FINE: data.fine.copy()}
+    return {name: value.copy() for name, value in zip(OBSERVED, values, strict=True)} | finer
 
 
-N_FEATURES = 11  # of the confidences, and two more a label
+N_FEATURES = 14  # of the confidences, and two more a label
 
 
-def make_trained(stellar, offset=3.0, weight=0.0, features=None, **errors):
+def make_trained(stellar, offset=3.0, weight=0.0, highest=(20.0, 20.0), alarms=NO_ALARMS, **errors):
     """A `TrainedModel` with constant confidences (unless weight) and a wide training range.
 
-    offset: of the confidences, of all or one a label. features: the highest E, brightness and error
-    level trained on. errors: fields of the `ErrorModel`.
+    offset: of the confidences, of all or one a label. highest: E and error level trained on.
+    errors: fields of the `ErrorModel`, of one level where they are not told.
     """
     rng, n_labels = np.random.default_rng(0), len(stellar.labels)
     at, place = stellar.coordinates, of_labels(stellar.labels.forward)
@@ -228,10 +268,9 @@ def make_trained(stellar, offset=3.0, weight=0.0, features=None, **errors):
         np.broadcast_to(np.asarray(offset, "f8"), n_labels).copy(),
     )
     theta = MEAN[place] + 8 * SCALE[place] * np.reshape(corners, (at.n_labels, -1)).T
-    low, high = np.array([0, -20, -20]), np.array([20, 20, 20.0])
-    limits = np.stack([low, high if features is None else features])
-    faces = TrainingRange.of_stars(theta, np.zeros(len(theta)), np.zeros((len(theta), 2))).faces
+    limits = np.stack([np.array([0, -20]), np.asarray(highest, "f8")])
+    faces = TrainingRange.of_stars(theta, np.zeros(len(theta)), np.zeros(len(theta))).faces
     alone = vars(ErrorModel.curvature_alone(len(at)))
     return TrainedModel(
-        stellar, ErrorModel(**alone | errors), confidence, TrainingRange(faces, limits)
+        stellar, ErrorModel(**alone | errors), confidence, TrainingRange(faces, limits), alarms
     )

@@ -39,6 +39,7 @@ def make_tables(fid, n, seed):
     metadata |= {"parallax": rng.uniform(0.1, 5, n), "parallax_error": np.full(n, 0.1, "f4")}
     metadata |= {"norm_dg": np.where(np.arange(n) % 4, -20, np.nan), "ruwe": np.ones(n, "f4")}
     metadata |= {name: rng.uniform(1e3, 1e5, n) for name in PHOT_COLUMNS}
+    metadata["fidelity_v2"] = np.linspace(0.2, 1, n, dtype="f4")
     near = np.arange(n) % 3 > 0
     tmass = {"gdr3_source_id": ids[near], "ph_qual": np.full(near.sum(), b"AAA")}
     for band in ("j", "h", "ks"):

@@ -3,16 +3,34 @@
 import numpy as np
 import pytest
 from demo_model import RECIPE
-from model_case import CHANNELS, DIRECT_ALPHA, LABEL_SETS, N_WL, N_XP, NO_BP, add_direct, make_model
-from training_case import N, labelled, make_batches, stage_of
+from model_case import (
+    BP,
+    CHANNELS,
+    DIRECT_ALPHA,
+    FINE_GRID,
+    LABEL_SETS,
+    N_WL,
+    N_XP,
+    NO_BP,
+    RP,
+    add_direct,
+    add_screens,
+    make_model,
+    replaced,
+)
+from training_case import NOISELESS, N, labelled, make_batches, stage_of
 
-from fitting.batches import FLAT_LN_PLX_ERR, START_EXT, UNKNOWN_EXT_ERR
+from fitting.batches import FLAT_LN_PLX_ERR, REFERENCE_G, START_EXT, UNKNOWN_EXT_ERR
+from fitting.direct import direct_inputs, hide_parallax
 from fitting.recipe import make_recipe
 from fitting.split import hash_fraction, split_stars
 
 ROWS = np.arange(N)
-SHOW_ALL = dict.fromkeys(("hide_parallax", "hide_photometry", "hide_bp", "blur_parallax"), 0.0)
+N_BANDS = N_WL - N_XP
+SHARES = ("hide_parallax", "hide_photometry", "hide_bp", "hide_rp", "faint_share", "blur_parallax")
+SHOW_ALL = dict.fromkeys(SHARES, 0.0)
 LABELS = {"4": LABEL_SETS[4], "direct": DIRECT_ALPHA}
+KINDS = ("likelihood", "posterior", "direct", "distance", "oddity", "calibration")
 
 
 @pytest.fixture(scope="module", params=LABELS)
@@ -24,7 +42,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def usual():
-    model = add_direct(make_model())
+    model = add_screens(add_direct(make_model(fine_wavelengths=FINE_GRID)))
     return model, labelled(model)
 
 
@@ -65,7 +83,7 @@ def test_hashes_are_uniform_and_differ_with_the_salt():
 def test_stage_trains_on_the_training_stars_and_calibration_on_the_others(case):
     batches, calibration = make_batches(*case), case[1].calibration
     rejected = ROWS % 7 == 0
-    for kind in ("likelihood", "posterior", "direct", "calibration"):
+    for kind in KINDS:
         chosen = batches.selected(stage_of(kind), rejected)
         expected = ~rejected & (calibration == (kind == "calibration"))
         np.testing.assert_array_equal(chosen, np.flatnonzero(expected))
@@ -141,7 +159,12 @@ def test_batch_shows_all_that_is_there_where_nothing_is_hidden(case):
 
 def test_batch_hides_as_much_as_told(case):
     batches = [
-        batch_of(case, "likelihood", seed, hide_bp=0.3, hide_photometry=0.4, hide_parallax=0.2)
+        batch_of(
+            case,
+            "likelihood",
+            seed,
+            **SHOW_ALL | {"hide_bp": 0.3, "hide_photometry": 0.4, "hide_parallax": 0.2},
+        )
         for seed in range(6)
     ]
     used = np.concatenate([b["used"] for b in batches]) > 0
@@ -201,16 +224,18 @@ def test_direct_estimate_learns_all_labels(case):
 
 
 def test_direct_inputs_in_training_hide_and_blur_as_told(usual):
-    batches = make_batches(*usual, hide_photometry=0.2, blur_parallax=0.3, hide_bp=0.0)
+    batches = make_batches(*usual, **SHOW_ALL | {"hide_photometry": 0.2, "blur_parallax": 0.3})
     one = stage_of("direct", hide_parallax=0.5)
     stars, hidden, twomass = usual[1], [], []
+    parallax_err, twomass_flux = -N_BANDS - 3, N_XP + len(FINE_GRID)  # places of inputs
     for seed in range(20):
-        inputs = batches.direct_inputs(ROWS, one, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        inputs = batches.direct_inputs(batches.shown(ROWS, one, rng), one, rng)
         hidden.append(1 - inputs[:, -1].mean())
-        twomass.append(1 - np.isfinite(inputs[:, N_XP]).mean())
+        twomass.append(1 - np.isfinite(inputs[:, twomass_flux]).mean())
         sharp = np.log(stars.data.parallax_err / stars.data.parallax)
-        shown = np.isfinite(inputs[:, N_WL + 2])
-        blurred = inputs[shown, N_WL + 2] > np.minimum(sharp, 0)[shown] + 1e-3
+        shown = np.isfinite(inputs[:, parallax_err])
+        blurred = inputs[shown, parallax_err] > np.minimum(sharp, 0)[shown] + 1e-3
         assert 0.15 < blurred.mean() < 0.45
     assert np.mean(hidden) == pytest.approx(0.5, abs=0.03)
     assert np.mean(twomass) == pytest.approx(0.2, abs=0.03)
@@ -218,10 +243,95 @@ def test_direct_inputs_in_training_hide_and_blur_as_told(usual):
 
 def test_direct_inputs_where_nothing_is_hidden_are_those_of_the_inference(usual):
     model, stars = usual
-    batches = make_batches(*usual, **SHOW_ALL)
-    found = batches.direct_inputs(
-        ROWS, stage_of("direct", hide_parallax=0.0), np.random.default_rng(0)
-    )
-    data = stars.data
-    expected = model.direct_inputs(data.observed, data.parallax, data.parallax_err)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    expected = direct_inputs(stars.data)
+    assert expected.shape[1] == model.direct.mean.shape[0]
+    found = batch_of(usual, "direct", changes={"hide_parallax": 0.0}, **SHOW_ALL)
+    np.testing.assert_allclose(found["inputs"], expected, atol=1e-5)
+    found = batch_of(usual, "distance", **SHOW_ALL)
+    np.testing.assert_allclose(found["inputs"], hide_parallax(expected, N_BANDS), atol=1e-5)
+
+
+def test_distances_to_learn_are_ln_fluxes_at_1_kpc_by_the_parallax_with_its_error(usual):
+    model, stars = usual
+    batch, data = batch_of(usual, "distance"), stars.data
+    assert batch.keys() == {"inputs", "z", "z_err", "weight"}
+    relative = data.parallax_err / data.parallax
+    np.testing.assert_allclose(batch["z_err"], 2 * relative / model.distance_scale, rtol=1e-4)
+    batch = batch_of(usual, "distance", **SHOW_ALL)
+    at_kpc = stars.observed.features[:, 0] - 2 * np.log(data.parallax)
+    found = batch["z"] * model.distance_scale + model.distance_mean
+    np.testing.assert_allclose(found, at_kpc, atol=1e-4)
+
+
+def test_kinds_to_tell_are_one_hot(usual):
+    batch = batch_of(usual, "oddity")
+    assert batch["inputs"].shape == (N, usual[0].oddity.mean.shape[0])
+    assert batch["kind"].shape == (N, 3)
+    np.testing.assert_array_equal(np.sort(batch["kind"], 1), np.tile([0, 0, 1], (N, 1)))
+
+
+# ---- stars that look fainter, or lack a band ---------------------------------------------------
+
+
+def test_likelihood_stages_show_stars_as_they_are_and_others_fainter(usual):
+    stars, of_all = usual[1].data, {"faint_share": 1.0, "faint_g": [17.0, 18.0]}
+    batches = make_batches(*usual, **SHOW_ALL | of_all)
+    for kind in KINDS:
+        shown = batches.shown(ROWS, stage_of(kind), np.random.default_rng(0))
+        fainter = 2.5 * np.log10(stars.parallax / shown.parallax) * 2
+        if kind == "likelihood":
+            np.testing.assert_array_equal(shown.flux, stars.flux)
+            np.testing.assert_allclose(fainter, 0, atol=1e-5)
+        else:
+            low, high = (np.maximum(g - usual[1].g, 0) for g in of_all["faint_g"])
+            assert ((fainter > low - 1e-3) & (fainter < high + 1e-3)).all()
+            assert fainter.max() > 1
+    np.testing.assert_array_equal(stars.flux, usual[1].data.flux)
+
+
+def test_share_of_the_stars_is_shown_fainter(usual):
+    batches = make_batches(*usual, faint_share=0.3, faint_g=[25.0, 26.0])
+    found = [batches.magnitudes(ROWS, np.random.default_rng(seed)) for seed in range(6)]
+    assert np.mean(np.array(found) > 0) == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "posterior"])
+def test_bands_are_hidden_but_never_both_and_RP_not_in_likelihood_stages(usual, kind):
+    model, stars = usual
+    data = replaced(stars.data, flux_err=stars.data.flux_err.copy())
+    data.flux_err[:40, NO_BP] = data.flux_err[40:80, CHANNELS.rp] = np.inf
+    stars = labelled(model)
+    stars.data = data
+    batches = make_batches(model, stars, **SHOW_ALL | {"hide_bp": 0.3, "hide_rp": 0.3})
+    shown = [batches.shown(ROWS, stage_of(kind), np.random.default_rng(s)) for s in range(6)]
+    lost = [
+        np.array([~np.isfinite(x.flux_err[80:, band]).any(1) for x in shown]) for band in (BP, RP)
+    ]
+    assert lost[0].mean() == pytest.approx(0.3, abs=0.04)
+    # Of those that keep BP.
+    assert lost[1].mean() == pytest.approx(0.0 if kind == "likelihood" else 0.7 * 0.3, abs=0.04)
+    assert not (lost[0] & lost[1]).any()
+    if kind == "posterior":  # what one band has not seen keeps the other
+        for x in shown:
+            assert np.isfinite(x.flux_err[:40, RP]).all()
+            assert np.isfinite(x.flux_err[40:80, BP]).all()
+
+
+def test_brightness_that_is_not_known_follows_from_the_flux(usual):
+    stars = usual[1]
+    red = stars.data.flux[:, RP].mean(1)
+    np.testing.assert_allclose(stars.g, REFERENCE_G - 2.5 * np.log10(red), atol=1e-4)
+    told = type(stars)(stars.data, stars.calibration, np.where(ROWS % 2, 15.0, np.nan), stars.basis)
+    np.testing.assert_allclose(told.g, np.where(ROWS % 2, 15.0, stars.g))
+
+
+def test_release_without_typical_noise_shows_nothing_fainter(usual):
+    model, stars = usual
+    plain = labelled(model, basis=NOISELESS)
+    assert plain.dimming is None
+    batches = make_batches(model, plain, **SHOW_ALL | {"faint_share": 1.0, "hide_bp": 1.0})
+    assert batches.strange is None
+    for kind in ("likelihood", "posterior", "direct", "distance"):
+        shown = batches.shown(ROWS, stage_of(kind), np.random.default_rng(0))
+        np.testing.assert_array_equal(shown.flux, stars.data.flux)
+        assert batches.of(ROWS, stage_of(kind), np.random.default_rng(0))["weight"].shape == (N,)

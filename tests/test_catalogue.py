@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from model_case import (
     DIRECT_ALPHA,
+    FINE_GRID,
     LABEL_SETS,
     N_WL,
     N_XP,
     THETA_MEAN,
     THETA_SCALE,
     add_direct,
+    add_screens,
     eagerly,
     make_model,
     make_solver,
@@ -20,14 +22,15 @@ from model_case import (
 
 from fitting import star_solver as star_solver_module
 from fitting import starts as starts_module
-from fitting.catalogue import MIN_XP_FLUXES, infer, label_estimates
-from fitting.observed import StarData
-from fitting.posterior import estimates, pool, widened
+from fitting.catalogue import MIN_XP_FLUXES, infer, label_estimates, odd_columns
+from fitting.observed import FINE, StarData
+from fitting.posterior import ErrorModel, estimates, pool, widened
 from fitting.star_solver import StarSolver
 from pipeline.schema import DEFAULT_LABELS, flags, inferred_columns
 
 BITS = flags.quality_flag(DEFAULT_LABELS)
 INTEGERS = ("n_flux", "quality_flags")
+ODD = ("parallax_tension", "blend_probability", "strange_probability")
 BAD = [0, 1, 2, 4]
 N = 60
 
@@ -84,7 +87,9 @@ def test_star_without_usable_spectrum_is_NaN_and_flagged_and_no_other(table, sta
     bad = np.isin(np.arange(N), BAD)
     for name, value in floats(found).items():
         assert np.isnan(value[bad]).all(), name
-        if not name.startswith("second"):
+        if name in ODD:
+            assert np.isnan(value).all(), name  # the model has no networks for it
+        elif not name.startswith("second"):
             assert np.isfinite(value[~bad]).all(), name
     np.testing.assert_array_equal(found["quality_flags"][bad], BITS.BAD_INPUT)
     assert not (found["quality_flags"][~bad] & BITS.BAD_INPUT).any()
@@ -198,8 +203,12 @@ def test_star_that_did_not_converge_is_flagged(table, star_solver, trained, monk
     for name in ("POOLED_ITERATIONS", "SECOND_ITERATIONS", "FIRST_ITERATIONS", "TRIAL_ITERATIONS"):
         monkeypatch.setattr(star_solver_module, name, 0)
     rows = np.arange(9, 30)
-    found = infer({name: value[rows] for name, value in table.items()}, star_solver, trained)
-    assert (found["quality_flags"] & BITS.NOT_CONVERGED > 0).any()
+    some = {name: value[rows] for name, value in table.items()}
+    found = infer(some, star_solver, trained)
+    best = star_solver.solve(StarData.of_table(some, trained.stellar.channels)).best
+    flagged = (found["quality_flags"] & BITS.NOT_CONVERGED) > 0
+    np.testing.assert_array_equal(flagged, ~best.converged)
+    assert flagged.any()
 
 
 # -------------------------------------------------------------------------------- direct estimate
@@ -207,25 +216,32 @@ def test_star_that_did_not_converge_is_flagged(table, star_solver, trained, monk
 
 @pytest.fixture(scope="module")
 def direct_alone():
-    """(solver, inferred columns) of stars with a label that the direct estimate alone gives."""
-    model = add_direct(make_model(DIRECT_ALPHA))
+    """(solver, table, inferred columns) of stars with a label that the direct estimate alone gives,
+    under a model that sees the finer spectrum and has all networks."""
+    model = add_screens(add_direct(make_model(DIRECT_ALPHA, fine_wavelengths=FINE_GRID)))
     solver, table = make_solver(model), odd_table(model)
-    trained = make_trained(model, offset=[3.0, 3.0, -3.0], pool_weights=np.array([0.6, 0.3]))
+    trained = make_trained(model, offset=[3.0, 3.0, -3.0], pool_weights=np.array([[0.6, 0.3]]))
     return solver, table, infer(table, solver, trained)
 
 
 def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(direct_alone):
     solver, table, _ = direct_alone
-    model, weights = solver.model, np.array([0.6, 0.3])
-    factors = np.random.default_rng(1).uniform(0.9, 1.3, (2, 5))
-    found = infer(table, solver, make_trained(model, pool_weights=weights, factors=factors))
+    model, rng = solver.model, np.random.default_rng(1)
+    errors = {
+        "levels": np.array([-4.2, -3.7]),  # the stars are between
+        "factors": rng.uniform(0.9, 1.3, (2, 2, 5)),
+        "pool_weights": np.array([[0.7, 0.2], [0.5, 0.4]]),
+    }
+    found = infer(table, solver, make_trained(model, **errors))
     rows = np.delete(np.arange(N), BAD)
     data = StarData.of_table(table, model.channels, rows)
-    direct = solver.direct(data)
+    direct = solver.seen(data).direct
     modes = solver.solve(data, direct)
     gaussians = (solver.gaussian(data, mode) for mode in (modes.best, modes.second))
     ln_ratio = modes.best.phi - modes.second.phi
-    whole = widened(*gaussians, ln_ratio, data.useful_parallax, factors)
+    factors, weights = ErrorModel(**errors).of(data)
+    assert (np.ptp(weights, 0) > 0.05).all()
+    whole = widened(*gaussians, ln_ratio, factors)
     expected = estimates(pool(whole, *direct[:, :, :2], weights), model)
     own = estimates(whole, model)
     for name, values in (("stellar", expected), ("model", own)):
@@ -239,11 +255,39 @@ def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(direct_al
         )
 
 
+def test_columns_of_what_is_odd_are_those_of_the_networks(direct_alone):
+    solver, table, found = direct_alone
+    rows = np.delete(np.arange(N), BAD)
+    data = StarData.of_table(table, solver.model.channels, rows)
+    seen = solver.seen(data)
+    for k, name in enumerate(ODD[1:]):
+        np.testing.assert_allclose(found[name][rows], seen.kinds[:, k + 1], rtol=1e-5)
+    tension = odd_columns(seen, data, solver.model)["parallax_tension"]
+    np.testing.assert_allclose(found["parallax_tension"][rows], tension, rtol=1e-5)
+    np.testing.assert_array_equal(np.isfinite(tension), np.isfinite(data.parallax))
+    for name in ODD:
+        assert np.isnan(found[name][BAD]).all()
+
+
+def test_stars_without_the_finer_spectrum_have_the_forward_model_alone(direct_alone):
+    solver, table, whole = direct_alone
+    trained = make_trained(solver.model, pool_weights=np.array([[0.6, 0.3]]))
+    found = infer({k: v for k, v in table.items() if k != FINE}, solver, trained)
+    good = np.delete(np.arange(N), BAD)
+    for kind in ("est", "err"):
+        values = found[f"stellar_params_{kind}"]
+        np.testing.assert_array_equal(values, found[f"model_params_{kind}"])
+        assert np.isfinite(values[good]).all()
+    assert (found["stellar_params_est"][good] != whole["stellar_params_est"][good]).any()
+    for name in (*ODD, "alpha_m_est", "alpha_m_err"):
+        assert np.isnan(found[name]).all()
+
+
 def test_label_of_the_direct_estimate_alone_has_columns_of_its_own(direct_alone):
     solver, table, found = direct_alone
     rows = np.delete(np.arange(N), BAD)
     data = StarData.of_table(table, solver.model.channels, rows)
-    z, sigma = solver.direct(data)
+    z, sigma = solver.seen(data).direct
     mean, scale = solver.model.label_mean[2], solver.model.label_scale[2]
     np.testing.assert_allclose(found["alpha_m_est"][rows], z[:, 2] * scale + mean, rtol=1e-4)
     np.testing.assert_allclose(found["alpha_m_err"][rows], sigma[:, 2] * scale, rtol=1e-4)
@@ -257,7 +301,7 @@ def test_label_of_the_direct_estimate_alone_has_a_confidence_and_a_flag(direct_a
     good, bits = np.delete(np.arange(N), BAD), flags.quality_flag(DIRECT_ALPHA)
     np.testing.assert_allclose(found["alpha_m_confidence"][good], 1 / (1 + np.exp(3)), rtol=1e-5)
     flagged = found["quality_flags"][good] & bits.ALPHA_M_CONFIDENCE
-    assert (flagged == 512).all()
+    assert (flagged == 1 << 16).all()
     assert not (found["quality_flags"][good] & bits.TEFF_CONFIDENCE).any()
 
 

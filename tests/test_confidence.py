@@ -6,6 +6,8 @@ from model_case import LABEL_SETS, N_FEATURES, make_model, make_trained, mock_st
 from scipy.special import expit
 
 from fitting.confidence import (
+    MOST_LN_ODDS,
+    MOST_TENSION,
     Confidence,
     confidence_features,
     fit_confidence,
@@ -44,8 +46,9 @@ def test_confidence_is_between_0_and_1_for_any_features():
     assert ((found >= 0) & (found <= 1)).all()
 
 
-def test_features_are_finite_with_and_without_a_second_mode(n_labels):
-    at, n = Coordinates(n_labels), len(Coordinates(n_labels))
+def columns_of(n_labels):
+    """Inferred columns of two stars, the first without a second mode."""
+    n = len(Coordinates(n_labels))
     columns = {
         "stellar_params_est": np.full((2, n), 0.5),
         "stellar_params_err": np.full((2, n), 0.1),
@@ -55,12 +58,40 @@ def test_features_are_finite_with_and_without_a_second_mode(n_labels):
         "chi2_opt": np.full(2, 60.0),
         "ln_prior": np.full(2, -3.0),
         "n_flux": np.full(2, 66),
+        "parallax_tension": np.array([np.nan, -2.5]),
+        "blend_probability": np.array([np.nan, 0.2]),
+        "strange_probability": np.array([1.0, 0.0]),
     }
+    return columns
+
+
+def features_of(columns, n_labels):
     data, _ = mock_stars(make_model(), 2)
-    values = confidence_features(columns, data.observed.features, np.array([True, False]), at)
+    has_parallax = np.array([True, False])
+    return confidence_features(columns, data.observed.features, has_parallax, Coordinates(n_labels))
+
+
+def test_features_are_finite_with_and_without_a_second_mode(n_labels):
+    values = features_of(columns_of(n_labels), n_labels)
     assert values.shape == (2, N_FEATURES + 2 * n_labels)
     assert np.isfinite(values).all()
     assert (values[0] != values[1]).any()
+
+
+def test_last_features_are_the_tension_and_the_ln_odds_of_what_is_odd(n_labels):
+    values = features_of(columns_of(n_labels), n_labels)[:, -3:]
+    expected = [[0, -MOST_LN_ODDS, MOST_LN_ODDS], [2.5, np.log(0.2 / 0.8), -MOST_LN_ODDS]]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_features_of_a_model_without_such_networks_are_those_of_nothing_odd(n_labels):
+    columns, names = columns_of(n_labels), ("parallax_tension", "blend_probability")
+    for name in (*names, "strange_probability"):
+        columns[name] = np.full(2, np.nan)
+    values = features_of(columns, n_labels)[:, -3:]
+    np.testing.assert_array_equal(values, [[0, -MOST_LN_ODDS, -MOST_LN_ODDS]] * 2)
+    columns["parallax_tension"] = np.array([1e3, -np.inf])
+    np.testing.assert_array_equal(features_of(columns, n_labels)[:, -3], [MOST_TENSION] * 2)
 
 
 def test_estimate_is_right_within_3_sigma_and_the_tolerance():

@@ -148,7 +148,7 @@ def test_columns_that_the_metadata_lack_are_nan_and_no_neighbour():
 
 def test_columns_required_of_the_metadata_are_those_the_archive_must_have():
     required, optional = xp_utils.star_columns(RELEASE)["metadata"]
-    assert set(required) == {"parallax", "parallax_error", "ra", "dec"}
+    assert set(required) == {"parallax", "parallax_error", "ra", "dec", "fidelity_v2"}
     assert "norm_dg" in optional
 
 

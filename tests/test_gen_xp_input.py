@@ -103,7 +103,8 @@ def test_columns_are_those_of_the_star(sky, tables_of):
     metadata = tables["metadata"]
     np.testing.assert_array_equal(table["ra"], metadata["ra"])
     np.testing.assert_array_equal(table["plx"], metadata["parallax"].astype("f4"))
-    np.testing.assert_array_equal(table["norm_dg"], metadata["norm_dg"].astype("f4"))
+    for name in ("norm_dg", "fidelity_v2"):
+        np.testing.assert_array_equal(table[name], metadata[name].astype("f4"))
     for name in PHOT_COLUMNS:
         np.testing.assert_array_equal(table[name], metadata[name].astype("f4"))
     np.testing.assert_allclose(
@@ -124,6 +125,8 @@ def test_output_tells_units_wavelengths_flags_and_where_it_comes_from(sky):
     with ShardReader(output(sky)) as reader:
         flux = reader.attributes("flux")
         np.testing.assert_array_equal(flux["sample_wavelengths"], LAYOUT.wavelengths)
+        fine = reader.attributes("xp_fine")["fine_wavelengths"]
+        np.testing.assert_array_equal(fine, LAYOUT.release.spectra.fine_wavelengths)
         assert flux["channels"].tolist() == ["xp"] * 61 + ["J", "H", "Ks", "W1", "W2"]
         assert flux["units"] == FLUX_UNIT
         assert "COV_BAD" in reader.attributes("input_flags")["description"]

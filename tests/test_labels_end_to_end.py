@@ -45,6 +45,8 @@ STAGES = [
     stage("posterior", steps=1),
     stage("calibration", steps=1),
     stage("direct", steps=8),
+    stage("distance", steps=2),
+    stage("oddity", steps=2),
 ]
 CHANGES = {"calibration_fraction": 0.18, "simulated_stars": 20, "stages": STAGES}
 
@@ -216,6 +218,20 @@ def test_model_has_the_wavelengths_basis_and_name_of_its_release(case):
     assert read_all(case.output)["n_flux"].max() <= n + 5
     with ShardReader(case.input) as reader:
         assert stellar.xp_basis == reader.attrs["xp_basis"]
+
+
+def test_nothing_odd_is_told_of_a_release_without_typical_noise(case):
+    """Its training skips that stage, and says so; the tension of a parallax is told anyway."""
+    out, known = read_all(case.output), case.release.spectra.noise is not None
+    assert known == (case.release.name == "dr3")
+    skipped = "stage oddity: skipped: the release has no typical noise"
+    assert (skipped in (case.model / "train.log").read_text()) != known
+    solved = np.isfinite(out["stellar_params_est"]).all(1)
+    for name in ("blend_probability", "strange_probability"):
+        assert (np.isfinite(out[name][solved]) == known).all()
+    assert np.isfinite(out["parallax_tension"][solved & (out["plx_err"] > 0)]).all()
+    levels = load_model(case.model / "model.h5", case.release).errors.levels
+    assert len(levels) == (2 if known else 1)
 
 
 def test_files_of_another_release_are_refused(case):

@@ -149,6 +149,7 @@ symbol = "$v$"
 survey = "sky"
 wavelength = 384.0
 vega_to_ab = 0.0
+depth = 20.0
 value = "mags[1]"
 error = "errors[1]"
 cuts = ["norm_dg < -3", "grade == good"]
@@ -159,6 +160,7 @@ symbol = "$W_3$"
 survey = "unwise"
 wavelength = 11560.8
 vega_to_ab = 5.174
+depth = 12.0
 value = "w3flux"
 error = "w3dflux"
 cuts = []

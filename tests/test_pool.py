@@ -12,6 +12,11 @@ N = 20
 ALONE = (1.0, 0.0)
 
 
+def of_all(a, b):
+    """Weights (N, 2) that are alike for all stars."""
+    return np.tile([a, b], (N, 1))
+
+
 @pytest.fixture(params=[2, 3, 4])
 def case(request):
     """(K, `Coordinates`, a `Gaussian` of 20 stars, z and sigma of a direct estimate)."""
@@ -44,8 +49,8 @@ def in_physical_units(moved, at):
 
 
 def test_pool_of_full_weights_is_the_product_of_both_gaussians(case):
-    k, at, gaussian, z, sigma = case
-    found = pool(gaussian, z, sigma, (1.0, 1.0))
+    _, at, gaussian, z, sigma = case
+    found = pool(gaussian, z, sigma, of_all(1.0, 1.0))
     for i, (u, precision) in enumerate(zip(gaussian.mean, gaussian.precision, strict=True)):
         extra = np.diag(np.append(sigma[i] ** -2, np.zeros(3)))
         given = precision @ u + extra @ np.append(z[i], np.zeros(3))
@@ -61,7 +66,7 @@ def test_pool_of_full_weights_is_the_product_of_both_gaussians(case):
 @pytest.mark.parametrize("weights", [(0.4, 0.5), (0.9, 0.05), (0.1, 1.0)])
 def test_pool_is_the_logarithmic_pool_of_the_type_and_leaves_the_rest_given_it(case, weights):
     k, at, gaussian, z, sigma = case
-    found = pool(gaussian, z, sigma, weights)
+    found = pool(gaussian, z, sigma, of_all(*weights))
     before, after = (np.linalg.inv(g.precision) for g in (gaussian, found))
     own, new = (np.linalg.inv(c[:, :k, :k]) for c in (before, after))
     extra = sigma[:, :, None] ** -2 * np.eye(k)
@@ -79,9 +84,19 @@ def test_pool_is_the_logarithmic_pool_of_the_type_and_leaves_the_rest_given_it(c
 
 def test_pool_with_the_model_alone_changes_nothing(case):
     *_, gaussian, z, sigma = case
-    found = pool(gaussian, z, sigma, ALONE)
+    found = pool(gaussian, z, sigma, of_all(*ALONE))
     np.testing.assert_allclose(found.mean, gaussian.mean, rtol=1e-6)
     np.testing.assert_allclose(found.precision, gaussian.precision, rtol=1e-9)
+
+
+def test_every_star_is_pooled_with_its_own_weights(case):
+    *_, gaussian, z, sigma = case
+    weights = np.random.default_rng(2).uniform(0.1, 1.0, (N, 2))
+    found = pool(gaussian, z, sigma, weights)
+    for i in range(N):
+        alone = pool(gaussian, z, sigma, of_all(*weights[i]))
+        np.testing.assert_allclose(found.mean[i], alone.mean[i], rtol=1e-9)
+        np.testing.assert_allclose(found.precision[i], alone.precision[i], rtol=1e-9)
 
 
 def test_order_of_the_labels_permutes_the_pool(case):
@@ -89,8 +104,8 @@ def test_order_of_the_labels_permutes_the_pool(case):
     order = np.roll(np.arange(k), 1)
     whole = [*order, k, k + 1, k + 2]
     other = Gaussian(gaussian.mean[:, whole], gaussian.precision[:, whole][:, :, whole])
-    found = pool(other, z[:, order], sigma[:, order], (0.4, 0.5))
-    expected = pool(gaussian, z, sigma, (0.4, 0.5))
+    found = pool(other, z[:, order], sigma[:, order], of_all(0.4, 0.5))
+    expected = pool(gaussian, z, sigma, of_all(0.4, 0.5))
     np.testing.assert_allclose(found.mean, expected.mean[:, whole], atol=1e-9)
     precision = expected.precision[:, whole][:, :, whole]
     np.testing.assert_allclose(found.precision, precision, rtol=1e-6, atol=1e-9)
@@ -113,10 +128,9 @@ def test_pool_of_two_modes_stays_between_them(n_labels, there, first, other):
     best, second = Gaussian(mean, precision), Gaussian(mean + away, precision)
     for mode, values in ((best, first), (second, other)):
         mode.mean[:, at.logarithms] = np.log(values)
-    factors = np.ones((2, len(at)))
-    both = widened(best, second, -rng.uniform(0, 3, N), np.ones(N, bool), factors)
+    both = widened(best, second, -rng.uniform(0, 3, N), np.ones(mean.shape))
     z = best.mean[:, at.z] + there * (second.mean - best.mean)[:, at.z]
-    found = pool(both, z, np.full(z.shape, 0.1), (0.5, 0.5))
+    found = pool(both, z, np.full(z.shape, 0.1), of_all(0.5, 0.5))
     before, after = (estimates(g, model) for g in (both, found))
     ends = np.sort([first, other], 0)
     value, margin = after.est[:, at.logarithms], 0.15 * ends[1]
@@ -129,7 +143,7 @@ def test_pool_leaves_stars_without_curvature_or_direct_estimate_alone(case):
     gaussian.precision[3] *= -1
     gaussian.mean[5] = gaussian.precision[5] = np.nan
     z[7] = np.nan
-    found = pool(gaussian, z, sigma, (0.5, 0.5))
+    found = pool(gaussian, z, sigma, of_all(0.5, 0.5))
     for name in ("mean", "precision"):
         one, two = (getattr(g, name)[[3, 5, 7]] for g in (found, gaussian))
         np.testing.assert_array_equal(one, two)
@@ -139,7 +153,7 @@ def test_pool_leaves_stars_without_curvature_or_direct_estimate_alone(case):
 
 def test_pool_stays_within_the_bounds(case):
     _, at, gaussian, z, sigma = case
-    found = pool(gaussian, z + 50, sigma, (0.5, 0.5))
+    found = pool(gaussian, z + 50, sigma, of_all(0.5, 0.5))
     assert ((found.mean >= at.lower) & (found.mean <= at.upper)).all()
 
 

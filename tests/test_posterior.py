@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from model_case import LABEL_SETS, make_model
+from model_case import LABEL_SETS, make_model, mock_stars, replaced
 
 from fitting import posterior
 from fitting.posterior import (
@@ -16,7 +16,6 @@ from fitting.posterior import (
 )
 
 N = 20
-USEFUL = np.arange(N) % 2 == 0
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4])
@@ -46,9 +45,9 @@ def none_like(gaussian):
     return Gaussian(np.full_like(gaussian.mean, np.nan), np.full_like(gaussian.precision, np.nan))
 
 
-def unwidened(first, second, ln_ratio, factors=None):
-    factors = np.ones((2, first.mean.shape[1])) if factors is None else factors
-    return widened(first, second, ln_ratio, USEFUL, factors)
+def unwidened(first, second, ln_ratio):
+    """`widened` of factors 1."""
+    return widened(first, second, ln_ratio, np.ones(first.mean.shape))
 
 
 # ------------------------------------------------------------------------------ the covariance
@@ -180,21 +179,43 @@ def test_second_mode_without_dust_leaves_a_finite_error_of_dust(model, gaussian)
 
 
 def test_error_factors_multiply_the_errors_and_keep_the_correlations(model, gaussian):
-    factors = np.random.default_rng(1).uniform(0.8, 1.5, (2, len(model.coordinates)))
+    factors = np.random.default_rng(1).uniform(0.8, 1.5, gaussian.mean.shape)
     before = estimates(gaussian, model)
     none = none_like(gaussian)
-    after = estimates(unwidened(gaussian, none, np.full(N, -np.inf), factors), model)
-    expected = before.err * np.where(USEFUL[:, None], factors[0], factors[1])
-    np.testing.assert_allclose(after.err, expected, rtol=1e-5)
+    after = estimates(widened(gaussian, none, np.full(N, -np.inf), factors), model)
+    np.testing.assert_allclose(after.err, factors * before.err, rtol=1e-5)
     for e in (before, after):
         e.cov /= e.err[:, :, None] * e.err[:, None]
     np.testing.assert_allclose(after.cov, before.cov, atol=1e-5)
 
 
+def test_factors_and_pool_weights_of_stars_follow_their_parallax_and_error_level(model):
+    """Stars of two error levels, and between; every other one without a useful parallax."""
+    rng, n = np.random.default_rng(4), len(model.coordinates)
+    data, _ = mock_stars(model, 6)
+    rel_err = np.array([0.001, 0.001, 0.02, 0.02, 0.1, 0.1])[:, None]
+    plx_err = np.where(np.arange(6) % 2, 0.6, 0.1) * np.abs(data.parallax)
+    data = replaced(
+        data,
+        flux_err=rel_err * data.flux,
+        parallax=np.abs(data.parallax),
+        parallax_err=plx_err,
+    )
+    levels, factors = np.log([0.01, 0.04]), rng.uniform(0.8, 1.5, (2, 2, n))
+    weights = np.array([[0.9, 0.1], [0.5, 0.7]])
+    found, pooled = ErrorModel(levels, factors, weights).of(data)
+    assert found.shape == (6, n)
+    for rows, between in ((slice(0, 2), 0.0), (slice(2, 4), 0.5), (slice(4, 6), 1.0)):
+        expected = (1 - between) * factors[:, 0] + between * factors[:, 1]
+        np.testing.assert_allclose(found[rows], expected, rtol=1e-4)
+        of_pool = (1 - between) * weights[0] + between * weights[1]
+        np.testing.assert_allclose(pooled[rows], np.tile(of_pool, (2, 1)), rtol=1e-4)
+
+
 def test_errors_of_the_curvature_alone_have_no_factors_and_no_pool():
     errors = ErrorModel.curvature_alone(7)
-    np.testing.assert_array_equal(errors.factors, np.ones((2, 7)))
-    np.testing.assert_array_equal(errors.pool_weights, [1, 0])
+    np.testing.assert_array_equal(errors.factors, np.ones((2, 1, 7)))
+    np.testing.assert_array_equal(errors.pool_weights, [[1, 0]])
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -3,16 +3,20 @@
 import numpy as np
 import pytest
 from model_case import (
+    CHANNELS,
     DIRECT_ALPHA,
     LABEL_SETS,
     THETA_MEAN,
     THETA_SCALE,
+    WISE,
     make_model,
     make_trained,
     mock_stars,
+    replaced,
 )
 
-from fitting.catalogue import _quality_flags
+from fitting.catalogue import _conditions
+from fitting.trained_model import Alarms
 from pipeline.schema import DEFAULT_LABELS, flags
 
 BITS = flags.quality_flag(DEFAULT_LABELS)
@@ -26,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def trained(model):
-    return make_trained(model)
+    return make_trained(model, alarms=Alarms(4.0, 0.6, 0.7))
 
 
 class Clean:
@@ -42,14 +46,23 @@ class Clean:
             "stellar_params_est": est,
             "chi2_opt": np.full(2, 60.0),
             "ln_prior": np.full(2, -3.0),
+            "parallax_tension": np.zeros(2),
+            "blend_probability": np.full(2, 0.1),
+            "strange_probability": np.full(2, 0.1),
         }
         self.confidence = np.full((2, n_labels), HIGH)
-        self.converged, self.n_xp = np.ones(2, bool), np.full(2, 61)
+        self.bits = flags.quality_flag(model.labels)
+
+    def hide(self, channels):
+        """Have the second star not observed in some channels."""
+        err = self.data.flux_err.copy()
+        err[1, channels] = np.inf
+        self.data = replaced(self.data, flux_err=err)
 
     def flags(self, trained):
-        return _quality_flags(
-            self.found, self.confidence, self.converged, self.n_xp, self.data, trained
-        )
+        """The sum of the bits that are set, (2,)."""
+        conditions = _conditions(self.found, self.confidence, self.data, trained)
+        return sum(np.where(where, self.bits[name].value, 0) for name, where in conditions.items())
 
 
 @pytest.fixture
@@ -74,6 +87,17 @@ CHANGES = [
     ("stellar_params_est", 4, 19.9, 0),  # E
     ("stellar_params_est", 4, 20.1, BITS.OUT_OF_RANGE),
     ("stellar_params_est", 2, np.nan, BITS.BAD_INPUT),
+    ("parallax_tension", (), 3.9, 0),
+    ("parallax_tension", (), -3.9, 0),
+    ("parallax_tension", (), 4.1, BITS.PARALLAX_TENSION),
+    ("parallax_tension", (), -4.1, BITS.PARALLAX_TENSION),
+    ("parallax_tension", (), np.nan, 0),
+    ("blend_probability", (), 0.59, 0),
+    ("blend_probability", (), 0.61, BITS.BLEND),
+    ("blend_probability", (), np.nan, 0),
+    ("strange_probability", (), 0.69, 0),
+    ("strange_probability", (), 0.71, BITS.STRANGE),
+    ("strange_probability", (), np.nan, 0),
 ]
 
 
@@ -83,9 +107,30 @@ def test_flag_is_set_just_when_its_condition_holds(clean, trained, name, index, 
     np.testing.assert_array_equal(clean.flags(trained), [0, int(expected)])
 
 
-def test_chi2_limit_counts_the_XP_fluxes_used(clean, trained):
-    clean.n_xp = np.array([31, 29])  # chi^2 is 60
-    np.testing.assert_array_equal(clean.flags(trained), [0, BITS.CHI2])
+@pytest.mark.parametrize(("n_hidden", "expected"), [(30, 0), (32, BITS.CHI2)])
+def test_chi2_limit_counts_the_XP_fluxes_used(clean, trained, n_hidden, expected):
+    """chi^2 is 60; photometry does not count."""
+    both = np.flatnonzero(CHANNELS.bp | CHANNELS.rp)
+    clean.hide([*both[1 : n_hidden + 1], *WISE])  # a flux of BP is left
+    np.testing.assert_array_equal(clean.flags(trained), [0, int(expected)])
+
+
+@pytest.mark.parametrize("band", ["bp", "rp"])
+def test_star_without_a_band_is_flagged_and_one_with_a_part_of_it_is_not(clean, trained, band):
+    clean.found["chi2_opt"][:] = 0
+    alone = np.flatnonzero(
+        {"bp": CHANNELS.bp & ~CHANNELS.rp, "rp": CHANNELS.rp & ~CHANNELS.bp}[band]
+    )
+    clean.hide(alone[:-1])
+    np.testing.assert_array_equal(clean.flags(trained), 0)
+    clean.hide(alone)
+    np.testing.assert_array_equal(clean.flags(trained), [0, BITS.BAND_MISSING])
+
+
+def test_without_alarms_nothing_is_odd(clean, model):
+    clean.found["parallax_tension"][1] = 1e9
+    clean.found["blend_probability"][1] = clean.found["strange_probability"][1] = 1.0
+    np.testing.assert_array_equal(clean.flags(make_trained(model)), 0)
 
 
 @pytest.mark.parametrize(
@@ -99,21 +144,12 @@ def test_parallax_flag_is_set_beyond_10_sigma(clean, trained, sigmas, expected):
     np.testing.assert_array_equal(clean.flags(trained), 0)
 
 
-def test_star_that_did_not_converge_is_flagged(clean, trained):
-    clean.converged = np.array([True, False])
-    np.testing.assert_array_equal(clean.flags(trained), [0, BITS.NOT_CONVERGED])
-
-
-@pytest.mark.parametrize("feature", [1, 2])
-def test_brightness_and_error_level_outside_the_training_range_are_flagged(clean, model, feature):
-    features = clean.data.observed.features
-    low, high = sorted(features[:, feature - 1])
+def test_error_level_outside_the_training_range_is_flagged(clean, model):
+    level = clean.data.observed.features[:, 1]
+    low, high = sorted(level)
     assert high > low
-    highest = [20, 20, 20.0]
-    highest[feature] = (low + high) / 2
-    found = clean.flags(make_trained(model, features=highest))
-    expected = np.where(features[:, feature - 1] == high, BITS.OUT_OF_RANGE, 0)
-    np.testing.assert_array_equal(found, expected)
+    found = clean.flags(make_trained(model, highest=(20.0, (low + high) / 2)))
+    np.testing.assert_array_equal(found, np.where(level == high, BITS.OUT_OF_RANGE, 0))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +164,7 @@ def test_confidence_flag_is_set_for_its_label_below_one_half(labels):
         clean.confidence[1, k] = 0.4975
         expected = bits[f"{name.upper()}_CONFIDENCE"]
         np.testing.assert_array_equal(clean.flags(trained), [0, expected])
-        assert expected == {"teff": 1, "feh": 2, "logg": 4, "alpha_m": 512}[name]
+        assert expected == {"teff": 1, "feh": 2, "logg": 4, "alpha_m": 1 << 16}[name]
 
 
 @pytest.mark.parametrize("n_labels", [2, 4])

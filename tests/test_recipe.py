@@ -8,10 +8,13 @@ from demo_model import ALL_GROUPS, RECIPE, recipe_text, stage
 
 from fitting.recipe import (
     GROUPS,
+    OWN_GROUPS,
     STAGES,
     CalibrationStage,
     DirectStage,
+    DistanceStage,
     LikelihoodStage,
+    OddityStage,
     PosteriorStage,
     Recipe,
     StarsStage,
@@ -23,9 +26,12 @@ from pipeline.errors import UsageError
 ROOT = Path(__file__).resolve().parents[1]
 FRACTIONS = (
     "validation_fraction", "calibration_fraction", "hide_parallax", "hide_photometry", "hide_bp",
-    "blur_parallax",
+    "hide_rp", "faint_share", "blur_parallax",
 )  # fmt: skip
-SIZES = ("hidden", "noise_hidden", "prior_components", "direct_networks", "simulated_stars")
+SIZES = (
+    "hidden", "noise_hidden", "prior_components", "direct_networks", "screen_networks",
+    "simulated_stars",
+)  # fmt: skip
 
 
 def one_stage(**changes):
@@ -45,7 +51,7 @@ def test_recipes_of_the_project_are_usable(path):
     recipe = read_recipe(ROOT / path)
     assert [type(one) for one in recipe.stages] == [
         LikelihoodStage, LikelihoodStage, LikelihoodStage, LikelihoodStage, StarsStage,
-        PosteriorStage, CalibrationStage, DirectStage,
+        PosteriorStage, CalibrationStage, DirectStage, DistanceStage, OddityStage,
     ]  # fmt: skip
     assert recipe.stages[1].select.max_err == {"teff": 0.1, "feh": 0.1, "logg": 0.15}
     assert [s.name for s in recipe.of_kind("calibration", "direct")] == ["calibration", "direct"]
@@ -61,7 +67,8 @@ def test_recipe_of_the_tests_survives_its_file(tmp_path):
 def test_fields_are_as_given_and_others_at_their_defaults():
     recipe = make_recipe(RECIPE)
     assert isinstance(recipe, Recipe)
-    assert recipe.direct_hidden == (24, 16)
+    assert (recipe.direct_hidden, recipe.screen_hidden) == ((24, 16), (16,))
+    assert recipe.faint_g == (15.0, 18.0)
     first, xi, stars, posterior, *_ = recipe.stages
     assert (first.name, first.steps, first.learning_rate) == ("first", 9, 2e-2)
     assert first.train == ("network", "extinction", "noise")
@@ -85,6 +92,8 @@ def test_stages_have_the_losses_of_their_kind():
         "posterior": {"likelihood", "posterior"},
         "calibration": {"posterior"},
         "direct": {"direct"},
+        "distance": {"distance"},
+        "oddity": {"oddity"},
         "stars": set(),
     }
 
@@ -144,9 +153,19 @@ def test_other_numbers_have_limits_too(name, value):
     assert_refused(RECIPE | {name: value}, f"{name} is {value!r}")
 
 
+@pytest.mark.parametrize("name", ["direct_hidden", "screen_hidden"])
 @pytest.mark.parametrize("value", [[], [0], [2.5], ["a"], [True], 32, "32"])
-def test_layers_of_the_direct_estimate_are_sizes(value):
-    assert_refused(RECIPE | {"direct_hidden": value}, "direct_hidden is")
+def test_layers_of_the_networks_on_what_is_observed_are_sizes(name, value):
+    assert_refused(RECIPE | {name: value}, f"{name} is")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], [15.0], [15.0, 16.0, 17.0], ["a", 18.0], [True, 18.0], [18.0, 15.0], [16.0, 16.0],
+     [float("nan"), 18.0], [15.0, float("inf")], 18.0, "15-18"],
+)  # fmt: skip
+def test_brightnesses_that_stars_are_shown_at_are_the_brightest_and_the_faintest(value):
+    assert_refused(RECIPE | {"faint_g": value}, "faint_g is")
 
 
 @pytest.mark.parametrize(
@@ -171,8 +190,13 @@ def test_layers_of_the_direct_estimate_are_sizes(value):
         ({"train": []}, "train is []"),
         ({"train": 3}, "train is 3; tuple is expected"),
         ({"train": "network"}, "train is 'network'"),
-        ({"train": ["network", "direct"]}, "a stage of kind direct trains"),
-        ({"kind": "direct"}, "a stage of kind direct trains"),
+        ({"train": ["network", "direct"]}, "a stage of kind direct, distance, oddity trains"),
+        ({"train": ["distance"]}, "a stage of kind direct, distance, oddity trains"),
+        *(
+            ({"kind": kind, "train": train}, "a stage of kind direct, distance, oddity trains")
+            for kind in OWN_GROUPS
+            for train in (["network"], [kind, "network"], ["network", kind], [*OWN_GROUPS])
+        ),
         ({"select": {"max_teff": 1}}, "select: unknown or missing: max_teff"),
         ({"select": {"max_err": 0.1}}, "max_err is 0.1; dict is expected"),
         ({"select": {"max_err": {"teff": "low"}}}, "max_err of teff is 'low'"),

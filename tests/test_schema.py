@@ -40,9 +40,10 @@ COLUMNS = [column for kind in FILES.values() for column in kind.columns]
 
 # Numbers that have no unit, and words of the units that astropy does not know.
 PURE = {
-    "chi2_opt", "fidelity_v2", "fracflux", "ln_post", "ln_prior", "phot_bp_rp_excess_factor", "qf",
-    "rchi2", "ruwe", "rv_chisq_pvalue", "rv_expected_sig_to_noise", "rv_renormalised_gof",
-    "second_delta_ln_post", "{label}_confidence",
+    "blend_probability", "chi2_opt", "fidelity_v2", "fracflux", "ln_post", "ln_prior",
+    "parallax_tension", "phot_bp_rp_excess_factor", "qf", "rchi2", "ruwe", "rv_chisq_pvalue",
+    "rv_expected_sig_to_noise", "rv_renormalised_gof", "second_delta_ln_post",
+    "strange_probability", "xp_fine", "{label}_confidence",
 }  # fmt: skip
 OF_THE_MAP = {"E_mean_bayestar", "E_sigma_bayestar", "E_mean_sfd", "E_mean_planck", "E_mean_bh"}
 SEVERAL_UNITS = {  # of labels or parameters, which the texts and attributes name
@@ -102,7 +103,7 @@ def test_folders_of_shards_are_their_own():
 
 def test_what_is_passed_on_is_in_every_later_file():
     passed = [column.name for column in columns.METADATA if column.passed]
-    assert "norm_dg" in passed
+    assert {"norm_dg", "fidelity_v2"} <= set(passed)
     for kind in ("training", "opt_input", "opt_output"):
         datasets = resolved(kind)
         assert set(passed) <= datasets.keys()
@@ -153,15 +154,15 @@ def test_labels_bring_their_flags_and_the_published_ones_keep_their_bits():
     }
     assert bits["teff", "logg"] == {"TEFF_CONFIDENCE": 1, "LOGG_CONFIDENCE": 4}
     assert bits["age", "logg", "teff", "alpha_m"] == {
-        "AGE_CONFIDENCE": 512,
+        "AGE_CONFIDENCE": 1 << 16,
         "LOGG_CONFIDENCE": 4,
         "TEFF_CONFIDENCE": 1,
-        "ALPHA_M_CONFIDENCE": 1024,
+        "ALPHA_M_CONFIDENCE": 1 << 17,
     }
-    most = label_set("teff", "feh", "logg", *"abcdefg")
-    assert max(flag.value for flag in flags.quality_flag(most)) == 1 << 15
-    with pytest.raises(ValueError, match="8 labels beside teff, feh, logg: at most 7"):
-        flags.quality_flag(label_set("teff", *"abcdefgh"))
+    most = label_set("teff", "feh", "logg", *"abcdefghijklmno")
+    assert max(flag.value for flag in flags.quality_flag(most)) == 1 << 30
+    with pytest.raises(ValueError, match="16 labels beside teff, feh, logg: at most 15"):
+        flags.quality_flag(label_set("teff", *"abcdefghijklmnop"))
 
 
 # ---- labels ----------------------------------------------------------------------------------
@@ -240,6 +241,7 @@ symbol = "$W_3$"
 survey = "unwise"
 wavelength = 11560.8
 vega_to_ab = 5.174
+depth = 12.0
 value = "flux[0]"
 error = "dflux[0]"
 cuts = []
@@ -336,6 +338,23 @@ def test_shapes_and_ids_follow_from_the_release(tmp_path):
     inputs = resolved("opt_input", Layout(release))
     assert next(iter(inputs)) == "gdr9_source_id"
     assert inputs["flux"].shape == (30 + len(BANDS),)
+    assert inputs["xp_fine"].shape == (172,)
+
+
+def test_a_release_may_do_without_a_finer_grid_typical_noise_and_a_zero_point(tmp_path):
+    left_out = [
+        (line, "")
+        for line in DR3.splitlines()
+        if line.startswith(("fine_wavelengths", "noise", "[photometry]", "g_zero_point"))
+    ]
+    assert len(left_out) == 4
+    release = release_of(tmp_path, *left_out)
+    assert release.spectra.noise is None
+    assert len(release.spectra.fine_wavelengths) == 0
+    assert np.isnan(release.g_zero_point)
+    for kind in ("training", "opt_input"):
+        assert "xp_fine" not in resolved(kind, Layout(release))
+        assert "xp_fine" in resolved(kind)
 
 
 def test_every_entry_of_a_release_is_explained_in_its_page():

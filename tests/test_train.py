@@ -9,6 +9,7 @@ from helpers import read_all
 from train_case import write_training_data
 
 import train
+from fitting import batches
 from fitting.accuracy import accuracy
 from fitting.batches import Batches
 from fitting.model_file import load_model
@@ -77,9 +78,15 @@ def test_history_has_a_finite_loss_for_every_epoch(demo_model):
         numbers = [value for value in entry.values() if not isinstance(value, str)]
         assert np.isfinite(numbers).all()
         assert ("posterior_loss" in entry) == (entry["stage"] in ("posterior", "calibration"))
+        for name in ("direct", "distance", "oddity"):
+            assert (f"{name}_loss" in entry) == (entry["stage"] == name)
         assert entry.get("steps_refused", 0) == 0
-    losses = [h["likelihood_loss"] for h in history if h["stage"] == "first"]
-    assert losses[-1] < losses[0]
+    for name, kind in (
+        ("first", "likelihood"),
+        *((x, x) for x in ("direct", "distance", "oddity")),
+    ):
+        losses = [h[f"{kind}_loss"] for h in history if h["stage"] == name]
+        assert losses[-1] < losses[0]
 
 
 def test_validation_file_is_as_the_schema_says(demo_model):
@@ -128,12 +135,18 @@ def test_saved_model_predicts_what_the_trained_model_predicts(demo_model):
 
 
 def test_summary_of_a_training_names_what_it_found(demo_model):
+    levels = load_model(demo_model.model / "model.h5", load_release()).errors.levels
+    snrs = [f"{snr:.0f}" for snr in np.exp(-levels)]
+    assert len(snrs) == 2
     log = (demo_model.model / "train.log").read_text()
     for words in (
         "labels Teff (kK), [Fe/H] (dex), log g (dex)",
-        "error factors of stars with a parallax: Teff",
-        "error factors of stars without a parallax: Teff",
-        "pool: weights",
+        *(
+            f"error factors of stars {which} a parallax, S/N {snr}: Teff"
+            for which in ("with", "without")
+            for snr in snrs
+        ),
+        *(f"pool, S/N {snr}: weights" for snr in snrs),
         "validation stars, the forward model alone:",
         "dwarfs",
     ):
@@ -178,11 +191,12 @@ def test_stars_held_out_do_not_enter_the_training(demo_model, table, tmp_path, m
 def test_few_validation_stars_no_calibration_and_a_single_stage_will_do(
     demo_model, table, tmp_path
 ):
-    """Also without the stage that fits the stars, which a figure shows."""
+    """Also without the stage that fits the stars, which a figure shows; and no star is fainter."""
     held = hash_fraction(table["gdr3_source_id"])
     recipe = write_recipe(
         tmp_path / "recipe.toml",
         calibration_fraction=0,
+        faint_share=0,
         validation_fraction=float(np.sort(held)[:2].mean()),
         stages=[stage(steps=1)],
     )
@@ -190,7 +204,8 @@ def test_few_validation_stars_no_calibration_and_a_single_stage_will_do(
     assert len(read_all(tmp_path / "model/validation.h5")["gdr3_source_id"]) == 1
     trained = load_model(tmp_path / "model/model.h5", load_release())
     assert not trained.confidence.weight.any()
-    assert trained.stellar.direct is None
+    assert trained.stellar.direct is trained.stellar.distance is trained.stellar.oddity is None
+    assert len(trained.errors.levels) == 1
 
 
 @pytest.fixture
@@ -205,6 +220,28 @@ def test_stage_without_stars_is_skipped_and_said(demo_model, tmp_path, capsys):
     recipe = write_recipe(tmp_path / "recipe.toml", stages=stages)
     assert run_train(demo_model.training_data, tmp_path / "model", recipe=recipe) == 0
     assert "stage first: skipped: only 0 stars are left" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_finish")
+def test_oddity_stage_of_a_release_without_typical_noise_is_skipped_and_said(
+    demo_model, tmp_path, monkeypatch, capsys
+):
+    """Nothing odd can be simulated there; and no network for it is left untrained in the model."""
+    stars = batches.TrainingStars
+
+    def noiseless(*args):
+        out = stars(*args)
+        out.dimming = None
+        return out
+
+    monkeypatch.setattr(batches, "TrainingStars", noiseless)
+    stages = [stage("oddity", steps=1), stage("distance", steps=1)]
+    recipe = write_recipe(tmp_path / "recipe.toml", stages=stages)
+    assert run_train(demo_model.training_data, tmp_path / "model", recipe=recipe) == 0
+    assert "stage oddity: skipped: the release has no typical noise" in capsys.readouterr().err
+    arrays = read_arrays(tmp_path / "model/checkpoint.h5")[0]
+    assert "distance_w0" in arrays
+    assert not [name for name in arrays if name.startswith("oddity")]
 
 
 @pytest.mark.usefixtures("no_finish")

@@ -8,10 +8,10 @@ from demo_model import run_train, stage, write_recipe
 from helpers import flip_bit, read_all, truncate
 from train_case import WAVELENGTHS, assert_refused, write_training_data
 
-from fitting.observed import OBSERVED
+from fitting.observed import FINE, OBSERVED
+from fitting.training_set import EXTINCTION, G_FLUX, LABELS
 from pipeline.schema import DEFAULT_LABELS, LabelSet
 from pipeline.schema.labels import parse_label
-from train import EXTINCTION, LABELS
 
 pytestmark = pytest.mark.xdist_group("demo_model")
 
@@ -110,16 +110,20 @@ def constant(table):
     table["stellar_type"][:, 1] = 0.0
 
 
+NEEDED = (*OBSERVED, FINE, *LABELS, *EXTINCTION, G_FLUX)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        *((without(name), f"no dataset {name}") for name in (*OBSERVED, *LABELS, *EXTINCTION)),
+        *((without(name), f"no dataset {name}") for name in NEEDED),
         (with_value("stellar_type", 7, np.nan), "stellar_type is not finite for 1 of 400 stars"),
         (with_value("stellar_type_err", (7, 1), np.nan), "e.g. row 7"),
         (with_value("stellar_type_err", (7, 1), 0.0), "type_err is not finite and positive"),
         (with_value("plx", slice(3, 5), -0.1), "plx is not finite and positive for 2 of 400"),
         (with_value("plx_err", 3, np.inf), "plx_err is not finite and positive for 1 of 400"),
         (with_shape("flux_err", (61,)), "flux_err is float32 with rows of shape (61,), expected"),
+        (with_shape(FINE, (61,)), "xp_fine is float32 with rows of shape (61,), expected"),
         (with_shape("stellar_type", (2,)), "stellar_type is float32 with rows of shape (2,)"),
         (with_shape("plx", (1,)), "plx is float32 with rows of shape (1,)"),
         (with_text, "plx is |S8"),

@@ -11,7 +11,7 @@ from training_case import N, labelled, make_trainer, stage_of
 
 from fitting import training
 from fitting.batches import TrainingStars
-from fitting.recipe import GROUPS, make_stage
+from fitting.recipe import GROUPS, OWN_GROUPS, make_stage
 from fitting.training import MIN_BASIS_SIZE, XI_SLOPE, _learning_rate, spectrum_basis
 from model import initial_ln_ext_curve
 
@@ -54,7 +54,11 @@ def test_training_starts_at_the_median_spectrum_of_its_stars(labels):
     forward = model.is_forward
     np.testing.assert_allclose(model.flux.theta_mean, model.label_mean[forward], rtol=1e-6)
     assert model.flux.n_labels == model.noise.n_labels == model.prior.n_labels == forward.sum()
-    assert model.direct.n_labels == len(labels)
+    assert model.direct.biases[-1].shape[2] == 2 * len(labels)
+    shown = make_trainer(labels, stars, faint_share=0.0, hide_bp=0.0, hide_rp=0.0).model
+    at_kpc = stars.observed.features[rows, 0] - 2 * np.log(data.parallax[rows])
+    found = shown.distance_mean, shown.distance_scale
+    np.testing.assert_allclose(found, (at_kpc.mean(), at_kpc.std()), rtol=1e-3)
     ext = np.where(np.isfinite(data.extinction[rows]), data.extinction[rows], 0.1)
     intrinsic = stars.observed.value[rows] + ext[:, None] * CURVE
     intrinsic -= 2 * np.log(data.parallax[rows])[:, None]
@@ -100,7 +104,7 @@ def test_outputs_have_brightness_and_dust_apart_and_the_size_of_what_they_span()
         ("posterior", ["extinction"]),
         ("posterior", ALL_GROUPS),
         ("calibration", ["noise_level"]),
-        ("direct", ["direct"]),
+        *((kind, [kind]) for kind in OWN_GROUPS),
     ],
 )
 def test_stage_trains_every_variable_of_its_groups_and_no_other(direct_stars, kind, trained):
@@ -117,8 +121,9 @@ def test_stage_trains_every_variable_of_its_groups_and_no_other(direct_stars, ki
         ):
             assert np.array_equal(old, new) == (group not in trained), variable.name
     flux, noise = trainer.model.flux, trainer.model.noise
-    direct = trainer.model.direct.variables if kind == "direct" else ()
-    assert len(trainer.variables) == len(flux.variables) + len(noise.variables) + len(direct)
+    own = getattr(trainer.model, kind).variables if kind in OWN_GROUPS else ()
+    assert len(trainer.variables) == len(flux.variables) + len(noise.variables) + len(own)
+    assert [k for k in OWN_GROUPS if getattr(trainer.model, k)] == [kind] * (kind in OWN_GROUPS)
 
 
 def test_compiled_step_is_the_eager_step(stars):
@@ -214,10 +219,11 @@ def test_stars_of_unknown_extinction_are_trained_on(stars):
     err[2::4] = np.inf
     ext[3::8], err[3::8] = np.nan, np.inf
     data = replaced(stars.data, extinction=ext, extinction_err=err)
+    unknown = TrainingStars(data, stars.calibration, stars.g, stars.basis)
     one = {"batch_size": 10**4}
     stages = [stage(steps=2, select={}, **one), stage("stars"), stage("posterior", steps=1, **one)]
     with quick():
-        trainer = make_trainer(stars=TrainingStars(data, stars.calibration), stages=stages)
+        trainer = make_trainer(stars=unknown, stages=stages)
         run_all(trainer)
     chosen = [
         trainer.batches.selected(stage_of(kind), trainer.rejected)

@@ -217,6 +217,30 @@ def test_parallax_of_another_star_is_flagged_but_none_is_not(odd):
     assert odd["parallax of another star"]["quality_flags"] & wrong
 
 
+def test_star_of_low_fidelity_is_flagged_and_solved_as_one_without_a_parallax(odd):
+    flagged = {name for name, star in odd.items() if star["quality_flags"] & BITS.LOW_FIDELITY}
+    assert flagged == {"low fidelity"}
+    for name, same in (("low fidelity", "no parallax"), ("unknown fidelity", "as it is")):
+        one, other = ({k: v[None] for k, v in odd[n].items()} for n in (name, same))
+        assert_close_solutions(one, other, sigmas=1e-3)
+
+
+def test_star_without_BP_or_RP_is_flagged(odd):
+    for name in ("BP missing", "RP missing"):
+        assert odd[name]["quality_flags"] & BITS.BAND_MISSING
+    for name in ("as it is", "no photometry", "a gap"):
+        assert not odd[name]["quality_flags"] & BITS.BAND_MISSING
+
+
+def test_what_is_odd_is_told_of_every_star_and_tension_where_there_is_a_parallax(found, odd):
+    for out in found.values():
+        p = out["blend_probability"] + out["strange_probability"]
+        assert ((p > 0) & (p < 1)).all()
+        assert np.isfinite(out["parallax_tension"]).all()
+    assert np.isnan(odd["no parallax"]["parallax_tension"])
+    assert abs(odd["parallax of another star"]["parallax_tension"]) > 3
+
+
 def test_flux_that_does_not_count_does_not_change_the_solution(odd):
     for name in ("zero error", "negative error"):
         assert_close_solutions(

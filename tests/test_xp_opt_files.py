@@ -9,13 +9,13 @@ import signal
 
 import numpy as np
 import pytest
+import step10_case
 from demo_model import run_inference, run_python
 from helpers import assert_same_datasets, flip_bit, read_all, truncate
-import step10_case
 from step10_case import N_STARS, WAVELENGTHS, output
 
 from fitting import catalogue
-from fitting.observed import OBSERVED
+from fitting.observed import FINE, OBSERVED
 from pipeline.read import read_arrays
 from pipeline.select import shard_path
 from pipeline.write import write_arrays
@@ -211,7 +211,7 @@ def test_damaged_input_is_named_and_the_others_done(sky, fids, damage, words, on
     one_failed(words)
 
 
-@pytest.mark.parametrize("name", [*OBSERVED, "ra", "phot_g_mean_flux", "input_flags"])
+@pytest.mark.parametrize("name", [*OBSERVED, FINE, "ra", "phot_g_mean_flux", "input_flags"])
 def test_missing_dataset_is_named(sky, step10, fids, name, one_failed):
     table = {k: v for k, v in step10.tables[fids[1]].items() if k != name}
     step10.write(sky, fids[1], table)

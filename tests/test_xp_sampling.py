@@ -102,30 +102,36 @@ def test_basis_script_makes_the_table_again(tmp_path):
     assert run.returncode == 0, run.stderr
     with np.load(made) as new, np.load(RELEASE.spectra.basis) as kept:
         assert set(new) == set(kept)
-        for name in ("wavelength", "bp_weight", "rp_weight"):
-            np.testing.assert_array_equal(new[name], kept[name])
-        for name in ("bp_design", "rp_design"):
-            np.testing.assert_allclose(new[name], kept[name], atol=1e-9 * abs(kept[name]).max())
+        for prefix in ("", "fine_"):
+            for name in ("wavelength", "bp_weight", "rp_weight"):
+                np.testing.assert_array_equal(new[prefix + name], kept[prefix + name])
+            for name in (f"{prefix}bp_design", f"{prefix}rp_design"):
+                np.testing.assert_allclose(new[name], kept[name], atol=1e-9 * abs(kept[name]).max())
 
 
 def other_spectra(**changes):
     return dataclasses.replace(RELEASE, spectra=dataclasses.replace(RELEASE.spectra, **changes))
 
 
+SHORT_BANDS = {
+    band: dataclasses.replace(one, n_coefficients=51) for band, one in RELEASE.spectra.bands.items()
+}
+
+
 @pytest.mark.parametrize(
     ("release", "words"),
     [
         (other_spectra(basis=ROOT / "nowhere.npz"), "make the basis of Gaia DR3"),
-        (other_spectra(basis=ROOT / "README.md"), "cannot be read"),
-        (other_spectra(wavelengths=BASIS.wavelengths + 1), "wavelengths differ"),
+        (other_spectra(basis=ROOT / "README.md"), "cannot be used"),
+        (other_spectra(wavelengths=BASIS.wavelengths + 1), r"\(wavelength differs"),
         (
-            other_spectra(
-                bands={
-                    band: dataclasses.replace(one, n_coefficients=51)
-                    for band, one in RELEASE.spectra.bands.items()
-                }
-            ),
-            r"bp_design is \(55, 61\), the release says \(51, 61\)",
+            other_spectra(fine_wavelengths=BASIS.fine.wavelengths + 1),
+            r"\(fine_wavelength differs from that of Gaia DR3",
+        ),
+        (other_spectra(bands=SHORT_BANDS), r"fine_bp_design is \(55, 172\), .* says \(51, 172\)"),
+        (
+            other_spectra(bands=SHORT_BANDS, fine_wavelengths=np.empty(0)),
+            r"\(bp_design is \(55, 61\), the release says \(51, 61\)",
         ),
     ],
 )

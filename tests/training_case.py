@@ -1,21 +1,30 @@
 """Stars with labels, drawn from a small model, and trainings of them."""
 
+import dataclasses
+
 import numpy as np
 from demo_model import RECIPE
-from model_case import make_model, mock_stars, of_labels, replaced, table_of
+from model_case import RELEASE, make_model, mock_stars, of_labels, replaced, table_of
 
 from fitting.batches import Batches, TrainingStars
 from fitting.posterior import physical
-from fitting.recipe import make_recipe, make_stage
+from fitting.recipe import OWN_GROUPS, make_recipe, make_stage
 from fitting.training import Trainer
 from pipeline.schema import DEFAULT_LABELS
+from xp_utils import load_xp_basis
 
+BASIS = load_xp_basis(RELEASE)
+# Of a release without typical noise: no star can be shown fainter, and nothing odd.
+NOISELESS = dataclasses.replace(
+    BASIS,
+    release=dataclasses.replace(RELEASE, spectra=dataclasses.replace(RELEASE.spectra, noise=None)),
+)
 LABEL_ERR = np.array([0.1, 0.05, 0.1, 0.03])  # of the labels of model_case.NAMES
 N = 320
 
 
-def labelled(model, n=N, seed=3, share=0.25):
-    """`TrainingStars` drawn from a model, the last of them for calibration.
+def labelled(model, n=N, seed=3, share=0.25, basis=BASIS):
+    """`TrainingStars` drawn from a model, the last of them for calibration; their G is not known.
 
     Labels have errors of LABEL_ERR and as much noise; those that are not the forward model's follow
     the others. Every fifth star has no reddening.
@@ -37,7 +46,7 @@ def labelled(model, n=N, seed=3, share=0.25):
         extinction=ext.astype("f4"),
         extinction_err=ext_err.astype("f4"),
     )
-    return TrainingStars(data, np.arange(n) >= (1 - share) * n)
+    return TrainingStars(data, np.arange(n) >= (1 - share) * n, np.full(n, np.nan), basis)
 
 
 def labelled_table(data):
@@ -60,6 +69,7 @@ def make_batches(model, stars=None, **changes):
 
 def stage_of(kind, **changes):
     """A gradient stage of a kind that trains some of what it may."""
-    train = {"direct": ["direct"], "calibration": ["noise_level"]}.get(kind, ["network"])
-    table = {"name": kind, "steps": 1, "batch_size": 10**4, "learning_rate": 1e-3, "train": train}
+    train = {"calibration": ["noise_level"]} | {own: [own] for own in OWN_GROUPS}
+    table = {"name": kind, "steps": 1, "batch_size": 10**4, "learning_rate": 1e-3}
+    table["train"] = train.get(kind, ["network"])
     return make_stage(table | {"kind": kind} | changes)
