@@ -44,7 +44,7 @@ def in_physical_units(moved, at):
 
 
 def test_pool_of_full_weights_is_the_product_of_both_gaussians(case):
-    k, at, gaussian, z, sigma = case
+    _, at, gaussian, z, sigma = case
     found = pool(gaussian, z, sigma, (1.0, 1.0))
     for i, (u, precision) in enumerate(zip(gaussian.mean, gaussian.precision, strict=True)):
         extra = np.diag(np.append(sigma[i] ** -2, np.zeros(3)))

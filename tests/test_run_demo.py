@@ -14,8 +14,8 @@ SCRIPT = "import sys; open(sys.argv[1], 'w').write('ran'); sys.exit(int(sys.argv
 
 def catalogue_of(ids, est, err, flags):
     """Columns of a catalogue; those that the demo does not look at are zeros."""
-    columns = {name: data for name, data in inferred_columns(DEFAULT_LABELS).items()}
-    table = {name: np.zeros((len(ids), *data.shape), data.dtype) for name, data in columns.items()}
+    columns = inferred_columns(DEFAULT_LABELS)
+    table = {name: np.zeros((len(ids), *x.shape), x.dtype) for name, x in columns.items()}
     table |= {"stellar_params_est": est, "stellar_params_err": err}
     return table | {"gdr3_source_id": ids, "quality_flags": np.asarray(flags, "u2")}
 

@@ -9,9 +9,9 @@ import signal
 
 import numpy as np
 import pytest
+import step10_case
 from demo_model import run_inference, run_python
 from helpers import assert_same_datasets, flip_bit, read_all, truncate
-import step10_case
 from step10_case import N_STARS, WAVELENGTHS, output
 
 from fitting import catalogue
