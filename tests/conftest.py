@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-# Read when TensorFlow is loaded: one thread, so that sums come out the same in every run.
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+# Read when NumPy and TensorFlow are loaded: one thread, so that sums come out the same in every
+# run, and processes beside each other do not wait for each other's threads.
+for name in ("TF_NUM_INTRAOP", "TF_NUM_INTEROP", "OPENBLAS_NUM", "OMP_NUM"):
+    os.environ.setdefault(f"{name}_THREADS", "1")
 # What is compiled runs a few times only: to optimise it takes longer than that saves.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 

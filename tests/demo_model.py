@@ -112,7 +112,7 @@ def _solver_of(model, whole):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     key = digest.hexdigest()
     if key not in SOLVERS:
-        while len(SOLVERS) > 1:
+        while len(SOLVERS) > 3:
             del SOLVERS[next(iter(SOLVERS))]
         SOLVERS[key] = whole(model, BATCH_SIZE)
     return SOLVERS[key]
