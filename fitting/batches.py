@@ -210,7 +210,8 @@ class Batches:
 
     def odd_inputs(self, rows, stage, rng):
         """Inputs of stars, half of them ordinary (kind 0), a quarter blends (1) and a quarter
-        things that are no stars of ours (2); and their kinds."""
+        things that are no stars of ours (2); and their kinds. Parallaxes are hidden: those of the
+        simulated are made up, and their errors would give them away."""
         kind = np.where(rng.random(len(rows)) < 0.5, 0, rng.integers(1, N_KINDS, len(rows)))
         order = np.argsort(kind, kind="stable")
         rows, kind = rows[order], kind[order]
@@ -220,7 +221,7 @@ class Batches:
             shown = self.odd(k, chosen, rng)
             shown = self.fainter(shown, chosen, rng)
             inputs.append(self.direct_inputs(shown, stage, rng))
-        return np.concatenate(inputs), kind
+        return hide_parallax(np.concatenate(inputs), self.n_bands), kind
 
     def odd(self, kind, rows, rng):
         """`StarData` of a kind of things, made of the stars `rows`."""

@@ -280,7 +280,7 @@ class StarSolver(Minimiser):
             for network, what, x in (
                 (model.direct, "estimate", inputs),
                 (model.distance, "estimate", hidden),
-                (model.oddity, "probabilities", inputs),
+                (model.oddity, "probabilities", hidden),
             )
         )
 

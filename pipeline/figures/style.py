@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 WIDTH = 9.0  # inches, of every figure: shown 830 pixels wide, 10.5 points are 13 pixels
 STYLE = {
+    "text.usetex": False,  # whatever other packages set: LaTeX may not be there
     "figure.dpi": 160, "savefig.dpi": 160, "figure.facecolor": "white",
     "font.family": "DejaVu Sans", "font.size": 10.5, "mathtext.fontset": "dejavusans",
     "axes.titlesize": 11, "axes.labelsize": 10.5, "xtick.labelsize": 9.5, "ytick.labelsize": 9.5,
