@@ -270,6 +270,12 @@ def test_kinds_to_tell_are_one_hot(usual):
     np.testing.assert_array_equal(np.sort(batch["kind"], 1), np.tile([0, 0, 1], (N, 1)))
 
 
+def test_nothing_odd_is_told_by_its_parallax(usual):
+    inputs, channels = batch_of(usual, "oddity")["inputs"], usual[0].channels
+    hidden = hide_parallax(inputs, len(channels) - channels.n_xp)
+    np.testing.assert_array_equal(inputs, hidden)
+
+
 # ---- stars that look fainter, or lack a band ---------------------------------------------------
 
 

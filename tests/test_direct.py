@@ -181,7 +181,7 @@ def test_solver_has_the_networks_say_what_they_say_of_the_inputs(model, inputs, 
     near = {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(seen.direct, np.stack(model.direct.estimate(inputs)), **near)
     np.testing.assert_allclose(seen.distance, np.stack(model.distance.estimate(hidden)), **near)
-    np.testing.assert_allclose(seen.kinds, model.oddity.probabilities(inputs), **near)
+    np.testing.assert_allclose(seen.kinds, model.oddity.probabilities(hidden), **near)
     for values in (seen.direct[0], seen.distance[0], seen.kinds):
         assert (np.ptp(values, 0) > 0.01).all()
 

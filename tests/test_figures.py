@@ -207,6 +207,12 @@ def test_settings_of_matplotlib_are_those_of_before(tmp_path):
     assert dict(mpl.rcParams) == before
 
 
+def test_figures_do_without_latex_whatever_others_set(tmp_path):
+    with mpl.rc_context({"text.usetex": True}):
+        figures.kiel_diagram(tmp_path / "kiel.png", np.ones((5, 3)))
+    assert (tmp_path / "kiel.png").stat().st_size > 0
+
+
 def test_no_figure_is_left_open(tmp_path):
     code = (
         "import sys, pathlib, numpy as np\nfrom pipeline import figures\n"
