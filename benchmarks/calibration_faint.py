@@ -6,7 +6,7 @@ Shows the validation stars of a trained model (the stars never trained on) as th
 would look at fainter G magnitudes (fitting/dimming.py), with their parallax and with it hidden, and
 infers them. Prints robust scatter (1.4826 MAD), pull width and the fraction of pulls beyond 3 of
 each label, and the fraction of stars with any flag but those of the confidences. Then the same
-stars with wrong parallaxes, in blends with others, and in the place of their spectra hot stars,
+stars with wrong parallaxes (of the same relative error), in blends with others, and in the place of their spectra hot stars,
 white dwarfs, quasars, galaxies and what nothing explains (fitting/strange.py): how many come out
 without a flag, and wrong. Writes faint.json to --out. Takes about two minutes.
 """
@@ -23,7 +23,6 @@ from pipeline.schema import flags, load_release
 
 MAGNITUDES = (None, 14.0, 15.0, 16.0, 17.0, 17.6)  # None: as they are
 WRONG_PARALLAXES = {"doubled": 2.0, "halved": 0.5, "3 times": 3.0, "a third": 1 / 3}
-SMALL_ERROR = 0.05  # relative, of wrong parallaxes: with larger ones the fluxes win
 WRONG_SIGMAS = 3.0
 SEED = 0
 
@@ -103,9 +102,8 @@ def odd_things(stars, rows, labels):
 
     rng, data = np.random.default_rng(SEED), stars.data.take(rows)
     for words, factor in WRONG_PARALLAXES.items():
-        plx = data.parallax * factor
-        wrong = dataclasses.replace(data, parallax=plx, parallax_err=SMALL_ERROR * plx)
-        yield f"parallax {words}", wrong
+        plx, err = data.parallax * factor, data.parallax_err * factor
+        yield f"parallax {words}", dataclasses.replace(data, parallax=plx, parallax_err=err)
     strange = StrangeThings(stars, labels)
     yield "blend", strange.blends(rows, rng)
     for kind, words in enumerate(OBJECTS):
