@@ -6,9 +6,10 @@ Shows the validation stars of a trained model (the stars never trained on) as th
 would look at fainter G magnitudes (fitting/dimming.py), with their parallax and with it hidden, and
 infers them. Prints robust scatter (1.4826 MAD), pull width and the fraction of pulls beyond 3 of
 each label, and the fraction of stars with any flag but those of the confidences. Then the same
-stars with wrong parallaxes (of the same relative error), in blends with others, and in the place of their spectra hot stars,
-white dwarfs, quasars, galaxies and what nothing explains (fitting/strange.py): how many come out
-without a flag, and wrong. Writes faint.json to --out. Takes about two minutes.
+stars with wrong parallaxes (of the same relative error), in blends with others, and in the place of
+their spectra hot stars, white dwarfs, quasars, galaxies and what nothing explains
+(fitting/strange.py): how many come out without a flag, and wrong. Writes faint.json to --out. Takes
+about two minutes.
 """
 
 import argparse

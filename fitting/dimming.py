@@ -207,10 +207,11 @@ class Dimming:
         used = np.ones(flux.shape, bool)
         return [band.law.sigma(band.mean_flux(flux, used)) for band in self.bands]
 
-    def usual_errors(self, flux):
-        """Errors (N, n) of XP fluxes (N, n) that are measured as usual, floors included."""
+    def errors(self, flux, levels):
+        """Errors (N, n), floors included, of fluxes (N, n) whose mean BP and RP fluxes have the
+        errors `levels`."""
         variance = floor_variance(flux)
-        for band, sigma in zip(self.bands, self.levels(flux), strict=True):
+        for band, sigma in zip(self.bands, levels, strict=True):
             variance += sigma[:, None] ** 2 * (band.root[0] ** 2).sum(0)
         return np.sqrt(variance)
 

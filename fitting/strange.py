@@ -21,6 +21,7 @@ SMOOTH_NM = 60.0  # correlation length of spectra that nothing explains
 PLANCK_NM_K = 1.4388e7  # h c / k
 EXT_SLOPE, EXT_PIVOT_NM, EXT_NORM = -1.4, 550.0, 2.0  # of their dust: A ~ lambda^-1.4
 OBJECTS = ("hot star", "white dwarf", "quasar", "galaxy", "unexplained")
+QUALITY_SCATTER = 0.25  # of ln errors, about the usual
 ERR_PARALLAX = (0.02, 0.3)  # relative error of parallaxes, or of that of the host where it is none
 
 
@@ -132,11 +133,13 @@ class StrangeThings:
         n, n_wl = len(flux), len(self.channels)
         used = np.isfinite(host.flux_err)
         relative = np.where(used, host.flux_err / np.maximum(host.flux, 1e-12), np.inf)
-        err = self.dimming.usual_errors(flux[:, :n_wl])
+        # Some are measured better than usual, some worse, as stars are.
+        quality = np.exp(QUALITY_SCATTER * rng.normal(size=(2, n)))
+        sigma = [q * s for q, s in zip(quality, self.dimming.levels(flux[:, :n_wl]), strict=True)]
+        err = self.dimming.errors(flux[:, :n_wl], sigma)
         err[:, self.channels.n_xp :] = (relative * flux[:, :n_wl])[:, self.channels.n_xp :]
         err = np.where(used, err, np.inf)
         noisy, fine = self.dimming.noise(n, rng)
-        sigma = self.dimming.levels(flux[:, :n_wl])
         shown = flux[:, :n_wl] + sum(s[:, None] * x for s, x in zip(sigma, noisy, strict=True))
         finer = None
         if host.fine is not None:

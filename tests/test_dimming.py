@@ -247,7 +247,10 @@ def test_stars_measured_better_than_usual_stay_better(data, dims):
 
 
 def test_usual_errors_are_those_of_the_law(data, dims):
-    err = np.sqrt(dims.usual_errors(data.flux)[:, XP] ** 2 - floor_variance(data.flux[:, XP]))
+    err = np.sqrt(
+        dims.errors(data.flux, dims.levels(data.flux))[:, XP] ** 2
+        - floor_variance(data.flux[:, XP])
+    )
     for band, noise, level in zip(XP_BANDS, dims.bands, dims.levels(data.flux), strict=True):
         inside = ALONE[band][XP]
         expected = noise.law.sigma(data.flux[:, XP][:, inside].mean(1))
