@@ -52,7 +52,7 @@ def columns_of(n_labels):
     columns = {
         "stellar_params_est": np.full((2, n), 0.5),
         "stellar_params_err": np.full((2, n), 0.1),
-        "model_params_est": np.full((2, n), 0.4),
+        "model_params_est": np.repeat([[0.4], [0.5]], n, 1),  # and where both are the same
         "model_params_err": np.full((2, n), 0.1),
         "second_delta_ln_post": np.array([np.nan, -3.0]),
         "chi2_opt": np.full(2, 60.0),

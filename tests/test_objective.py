@@ -145,7 +145,9 @@ def test_hessian_of_stars_without_residuals_equals_differences_of_the_oracle(cas
         parallax_err=0.1 * known[:, at.ln_plx],
     )
     if exact.theta is not None:
-        exact = replaced(exact, theta=known[:, at.z], extinction=known[:, at.ln_ext])
+        err = np.full(len(known), 0.003)  # as precise as the fluxes
+        ext = known[:, at.ln_ext]
+        exact = replaced(exact, theta=known[:, at.z], extinction=ext, extinction_err=err)
     point, _ = case.evaluate(truth, data=exact)
     _, _, bound = case.model.prior.value_gradient_hessian(tf.constant(truth[:, at.z]))
     for i in range(len(truth)):
@@ -156,6 +158,28 @@ def test_hessian_of_stars_without_residuals_equals_differences_of_the_oracle(cas
             expected[at.z, at.z] += curvature(case.oracle.ln_prior_z, u[at.z]) + bound[i].numpy()
         size = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
         np.testing.assert_allclose(point.hessian[:, :, i] / size, expected / size, atol=0.01)
+
+
+def test_xi_and_dust_have_the_curvature_that_their_slope_adds(case):
+    """E multiplies what xi does, so their entry has the slope in xi beside Gauss-Newton's; where
+    the block of both stays positive."""
+    at, oracle = case.at, case.oracle
+    point, _ = case.evaluate(case.truth)
+    noise, free, nu = case.noise(case.truth.astype("f4")), 0, np.exp(oracle.a["noise_ln_nu"])
+    for i, star in enumerate(case.stars):
+        u, (precision, _) = point.u[:, i].astype("f8"), noise[i]
+        jacobian, residual = slope(oracle.mu, u), star.value - oracle.mu(u)
+        weight = (nu + star.used.sum()) / (nu + residual @ precision @ residual)
+        by_xi, by_ext = jacobian[:, at.xi], jacobian[:, at.ln_ext]
+        added = -weight * by_xi @ precision @ residual
+        hessian = point.hessian[:, :, i]
+        limit = np.sqrt(hessian[at.xi, at.xi] * hessian[at.ln_ext, at.ln_ext])
+        beyond = hessian[at.xi, at.ln_ext] - weight * by_xi @ precision @ by_ext
+        if abs(hessian[at.xi, at.ln_ext]) < 0.8 * limit:
+            assert beyond == pytest.approx(added, rel=0.02, abs=0.05)
+            free += abs(added) > 1
+        assert abs(hessian[at.xi, at.ln_ext]) < limit
+    assert free > 3  # else this would say little
 
 
 def test_values_are_what_evaluate_gives_at_the_same_points(case):

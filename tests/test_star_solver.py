@@ -140,7 +140,7 @@ def test_order_of_the_labels_permutes_solutions_and_precisions():
         # Other templates are drawn, so the starts, where the noise is taken, are not the same.
         assert np.mean(np.abs(modes[1].phi - modes[0].phi) < 0.3) > 0.9
         starts = truth.astype("f4"), truth[:, whole].astype("f4")
-        ends = [s.minimise(data, u, 30) for s, u in zip(solvers, starts, strict=True)]
+        ends = [s.minimise(data, u, 15) for s, u in zip(solvers, starts, strict=True)]
         gaussians = [s.gaussian(data, end) for s, end in zip(solvers, ends, strict=True)]
     np.testing.assert_allclose(ends[1].u, ends[0].u[:, whole], atol=0.01)
     first, second = (g.precision for g in gaussians)
@@ -199,7 +199,7 @@ def test_descent_says_why_it_stopped(model, mocks):
             Minimiser(kind(model, MixtureTerm(model.prior)), 10) for kind in (Objective, Uphill)
         )
         found = {steps: downhill.minimise(data, far, steps) for steps in (0, 2, 60)}
-        stuck = uphill.minimise(data, mocks[1][:10].astype("f4"), 60)
+        stuck = uphill.minimise(data, mocks[1][:10].astype("f4"), 15)
     assert (found[0].stop == Stop.ITERATIONS).all()
     assert (found[2].stop == Stop.ITERATIONS).all()
     assert (found[60].stop == Stop.CONVERGED).all()

@@ -77,6 +77,7 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     data, recipe = demo_model.training_data, demo_model.recipe
     killed = run_python(KILLED, "-i", data, "-o", tmp_path, "--recipe", recipe, "--threads", 1)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.stderr == ""  # no notice of TensorFlow
     places = [
         (Trainer, "_fit_stars", 1),
         (Batches, "of", 4),  # in the posterior stage
