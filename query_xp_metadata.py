@@ -159,11 +159,7 @@ def parse_args(argv=None):
 @usage_exit
 def main(argv=None) -> int:
     args = parse_args(argv)
-
-    def prepared(table):
-        return prepare(table, args.release)
-
-    return run_queries(SCRIPT, args, argv, "metadata", question(args.release), prepared)
+    return run_queries(SCRIPT, args, argv, "metadata", question(args.release), prepare)
 
 
 if __name__ == "__main__":

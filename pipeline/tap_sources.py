@@ -101,7 +101,7 @@ def write_shard(output, kind, question, table, made_by, attrs):
 def run_queries(script, args, argv, kind, question, prepare) -> int:
     """The main part of a script: a shard of `kind` for each shard of spectra; the exit status.
 
-    prepare(table): the datasets {name: (n,)} made of an answer's columns, and counters.
+    prepare(table, release): the datasets {name: (n,)} made of an answer's columns, and counters.
     """
     fids = select_fids(args, "xp")
     if args.dry_run:
@@ -122,7 +122,7 @@ def run_queries(script, args, argv, kind, question, prepare) -> int:
         ids = read_ids(args.data_dir, fid, args.release)
         jobs = ShardJobs(service, output, fid)
         sources = fetch_sources(jobs, asked, ids, fid)
-        table, counters = prepare(sources.table)
+        table, counters = prepare(sources.table, args.release)
         attrs = {"tap_url": service.url, "query": asked.query("{where}"), "n_spectra": len(ids)}
         write_shard(output, kind, asked, table, made_by, attrs | sources.attributes())
         jobs.finish()
