@@ -158,7 +158,9 @@ class Batches:
         observed = shown.observed
         photometry = np.arange(self.model.channels.n_xp, len(self.model.channels))
         observed.hide(rng.random(len(shown)) < self.recipe.hide_photometry, photometry)
-        return dict(vars(observed))
+        # What is left of fluxes that ln flux is not taken of, as they are below the floor.
+        above = np.where(observed.used > 0, shown.flux / np.exp(observed.value), 1.0)
+        return dict(vars(observed)) | {"above_floor": above}
 
     def _known(self, rows, shown, stage, rng):
         """Labels, extinction and parallax of the stars, some parallaxes hidden."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from fitting.confidence import confidence_features
 from fitting.observed import StarData, used_fluxes
-from fitting.posterior import estimates, pool, widened
+from fitting.posterior import estimates, pool, signed_extinction, widened
 from pipeline.schema import flags, inferred_columns
 
 MIN_XP_FLUXES = 20  # fewer say too little to solve for a star's parameters
@@ -70,10 +70,11 @@ def solve_stars(data, solver, errors, alarms=None):
     factors, weights = errors.of(data)
     whole = widened(first, other, ln_ratio, factors)
     alone, elsewhere = estimates(whole, model), estimates(other, model)
-    pooled = alone
+    pooled, direct = alone, None
     if seen.direct is not None and weights[:, 1].any():
-        z, sigma = seen.direct[:, :, model.is_forward]
-        pooled = estimates(pool(whole, z, sigma, weights), model)
+        direct = seen.direct[:, :, model.is_forward]
+        pooled = estimates(pool(whole, *direct, weights), model)
+    signed = signed_extinction(first.linear, factors, direct, weights, model.coordinates)
     triangle = np.triu_indices(len(model.coordinates))
     found = {
         "stellar_params_est": pooled.est,
@@ -82,6 +83,8 @@ def solve_stars(data, solver, errors, alarms=None):
         "stellar_params_icov_triu": pooled.icov[:, *triangle],
         "model_params_est": alone.est,
         "model_params_err": alone.err,
+        "ext_signed_est": signed[0],
+        "ext_signed_err": signed[1],
         "second_params_est": elsewhere.est,
         "second_delta_ln_post": np.where(np.isfinite(elsewhere.est[:, 0]), ln_ratio, np.nan),
         "chi2_opt": best.chi2,

@@ -9,6 +9,9 @@ FLAT_EXT_ERR = 3.0  # prior of E where it is to be found out
 MIN_NOISE_EXT = 0.02  # E at which the noise is evaluated is at least this
 LOSS_LINEAR_UNTIL = 6.0  # the posterior loss of a star grows as its logarithm beyond
 DIRECT_NU = 6.0  # degrees of freedom of the direct estimate's errors: labels are wrong
+SPECTRUM_SCATTER = 0.05  # of fluxes about the mean spectrum, besides their errors
+MOST_LN_RATIO = 3.0  # of flux over model
+RIDGE = 1e-3
 LN_CDF_SERIES = -4.0  # below, the ln of the normal distribution function goes as its tail
 
 
@@ -88,6 +91,29 @@ class Losses:
         excess = tf.maximum(loss / LOSS_LINEAR_UNTIL, 1.0)
         bent = LOSS_LINEAR_UNTIL * (1.0 + tf.math.log(excess))
         return tf.where(loss < LOSS_LINEAR_UNTIL, loss, bent)
+
+    def spectrum(self, batch):
+        """Misfit of the label's mean spectrum per flux, whatever the noise model is: else mean and
+        noise make up for each other where the noise is wide, and spectra are not predicted.
+
+        Of fluxes, not their ln, so that noise is no bias; brightness and E are the star's own, by
+        weighted least squares; a Cauchy loss, for labels and fluxes that are wrong.
+        """
+        ln_flux = self.model.flux.ln_flux(batch["z"])
+        curve, _ = self._curve_columns(batch)
+        residual = batch["value"] - ln_flux
+        variance = batch["rel_err"] ** 2 + SPECTRUM_SCATTER**2
+        weight = batch["used"] / variance
+        columns = tf.stack([tf.ones_like(curve), curve], 1)  # (B, 2, n_wl)
+        gram = tf.einsum("bkw,bw,blw->bkl", columns, weight, columns) + RIDGE * tf.eye(2)
+        own = tf.linalg.solve(gram, tf.einsum("bkw,bw->bk", columns, weight * residual)[..., None])
+        residual -= tf.stop_gradient(tf.einsum("bkw,bk->bw", columns, own[..., 0]))
+        # Relative to the model: flux / model - 1, over its scatter.
+        ratio = tf.exp(tf.clip_by_value(residual, -MOST_LN_RATIO, MOST_LN_RATIO))
+        off = batch["above_floor"] * ratio - 1.0
+        variance = (batch["rel_err"] * ratio) ** 2 + SPECTRUM_SCATTER**2
+        terms = batch["used"] * tf.math.log1p(off * off / variance)
+        return tf.reduce_sum(terms, 1) / tf.maximum(tf.reduce_sum(batch["used"], 1), 1.0)
 
     def direct(self, batch):
         """-ln p(label) by the direct estimate, Student-t, up to a constant; the mean over its

@@ -132,7 +132,8 @@ class Objective:
         return Point(u, phi - ln_det, gradient, weight * gram[:n, :n] + prior, chi2)
 
     def curvature(self, u, data, general):
-        """The whitening at u (n, B), and the Hessian of phi there (n, n, B) float64.
+        """The whitening at u (n, B), the Hessian of phi there (n, n, B) float64 and its gradient
+        (n, B), ln plx at its best.
 
         The brightness of a star is known a million times better than its type and dust one by one:
         in float32, the Gram matrix would lose these. Its columns have the digits, so it is enough
@@ -141,10 +142,10 @@ class Objective:
         whitening, _ = self.whitening(u, data, general)
         white = tf.cast(self._whitened(u, data, whitening), tf.float64)
         gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))
-        _, _, _, weight, prior, _ = self._from_gram(u, tf.cast(gram, tf.float32), data)
+        _, _, gradient, weight, prior, _ = self._from_gram(u, tf.cast(gram, tf.float32), data)
         n = len(self.at)
         hessian = tf.cast(weight, tf.float64) * gram[:n, :n]
-        return whitening, hessian + tf.cast(prior, tf.float64)
+        return whitening, hessian + tf.cast(prior, tf.float64), gradient
 
     def values(self, u, data, whitening):
         """phi (k, B), but for ln |det S|, at points u (k, n, B), with the best ln plx put in."""

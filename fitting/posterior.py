@@ -15,10 +15,12 @@ from fitting.coordinates import Coordinates
 @dataclass(frozen=True)
 class Gaussian:
     """A Gaussian in the coordinates u of each of N stars: mean (N, n), precision (N, n, n), both
-    float64; NaN in a precision where nothing is known."""
+    float64; NaN in a precision where nothing is known. linear: the same, made by
+    `linear_in_extinction`."""
 
     mean: np.ndarray
     precision: np.ndarray
+    linear: "Gaussian | None" = None
 
 
 @dataclass
@@ -159,6 +161,39 @@ def needed_factors(est, err, truth):
 # ------------------------------------------------------------- the direct estimate and the model's
 
 
+def linear_in_extinction(u, hessian, gradient, at):
+    """The `Gaussian` of N stars in (z, xi, E, ln plx), E of either sign: that of the posterior
+    without the condition E > 0, its maximum a Newton step from u.
+
+    u (N, n), Hessian (N, n, n) and gradient (N, n) of phi there, in the coordinates `at`. Where dust
+    is little, ln E > -inf bounds E from below, and means over stars would come out too large; ln
+    flux is linear in E, so this is Gaussian in E for given type and xi.
+    """
+    ext = np.exp(u[:, at.ln_ext])
+    to_linear = np.ones_like(u)
+    to_linear[:, at.ln_ext] = 1.0 / ext
+    mean, slope, precision = u.copy(), gradient.astype("f8"), hessian.copy()
+    mean[:, at.ln_ext] = ext
+    slope[:, at.ln_ext] += 1.0  # phi has -ln E; and its slope is in its curvature in ln E
+    precision[:, at.ln_ext, at.ln_ext] -= np.maximum(slope[:, at.ln_ext], 0.0)
+    precision *= to_linear[:, :, None] * to_linear[:, None]
+    step = inverse_or_nan(precision) @ (slope * to_linear)[:, :, None]
+    return Gaussian(mean - step[:, :, 0], precision)
+
+
+def signed_extinction(linear, factors, direct, weights, at):
+    """E of either sign (N,) and its error, of N stars: `Gaussian.linear`, with the errors' factors
+    (N, n) and the direct estimate (2, N, K), or None, pooled in with weights (N, 2)."""
+    precision = linear.precision / (factors[:, :, None] * factors[:, None])
+    mean = linear.mean.copy()
+    if direct is not None:
+        rows, move, pooled = _pooled(mean, precision, *direct, weights)
+        mean[rows] += move
+        precision[rows] = pooled
+    variance = np.einsum("nii->ni", inverse_or_nan(precision))[:, at.ln_ext]
+    return np.where(np.isfinite(variance), mean[:, at.ln_ext], np.nan), np.sqrt(variance)
+
+
 def pool(gaussian, z, sigma, weights):
     """The `Gaussian` of N stars with the direct estimate z, sigma (N, K) of their types pooled in.
 
@@ -169,30 +204,37 @@ def pool(gaussian, z, sigma, weights):
     follow the type linearly (but stay positive) and keep their errors given the type, as the
     covariance describes them. A star without proper precision stays as it is.
     """
-    k = z.shape[1]
-    at = Coordinates(k)
+    at = Coordinates(z.shape[1])
     mean, precision = gaussian.mean.copy(), gaussian.precision.copy()
+    rows, move, pooled = _pooled(mean, precision, z, sigma, weights)
+    first = mean[rows]
+    soft = move[:, at.logarithms]
+    move[:, at.logarithms] = np.where(soft > 0, np.log1p(np.maximum(soft, 0)), soft)
+    mean[rows] = at.clip(first + move)
+    grown = np.ones_like(first)
+    grown[:, at.logarithms] = np.exp((mean[rows] - first)[:, at.logarithms])
+    precision[rows] = pooled * grown[:, :, None] * grown[:, None]
+    return Gaussian(mean, precision)
+
+
+def _pooled(mean, precision, z, sigma, weights):
+    """Which stars (an index array) have a pool, how far the mean moves (M, n), and its precision
+    (M, n, n); arguments as of `pool`."""
+    k = z.shape[1]
     rows = np.flatnonzero(
         np.isfinite(inverse_or_nan(precision)).all((1, 2))
         & np.isfinite(z).all(1)
         & np.isfinite(sigma).all(1)
     )
-    whole, first = precision[rows], mean[rows]
+    whole = precision[rows]
     to_rest = np.linalg.solve(whole[:, k:, k:], whole[:, k:, :k])  # of the rest with z
     own = whole[:, :k, :k] - whole[:, :k, k:] @ to_rest
     a, b = weights[rows].T
     extra = b[:, None] / sigma[rows].astype("f8") ** 2
     pooled = a[:, None, None] * own + extra[:, :, None] * np.eye(k)
-    step = np.linalg.solve(pooled, (extra * (z[rows] - first[:, :k]))[:, :, None])
-    move = np.concatenate([step, -to_rest @ step], 1)[:, :, 0]
-    soft = move[:, at.logarithms]
-    move[:, at.logarithms] = np.where(soft > 0, np.log1p(np.maximum(soft, 0)), soft)
-    mean[rows] = at.clip(first + move)
-    precision[rows, :k, :k] += pooled - own
-    grown = np.ones_like(first)
-    grown[:, at.logarithms] = np.exp((mean[rows] - first)[:, at.logarithms])
-    precision[rows] *= grown[:, :, None] * grown[:, None]
-    return Gaussian(mean, precision)
+    step = np.linalg.solve(pooled, (extra * (z[rows] - mean[rows, :k]))[:, :, None])
+    whole[:, :k, :k] += pooled - own
+    return rows, np.concatenate([step, -to_rest @ step], 1)[:, :, 0], whole
 
 
 def pool_loss(gaussian, z):

@@ -80,7 +80,7 @@ class LikelihoodStage(GradientStage):
 class PosteriorStage(GradientStage):
     """Maximises the posterior of the labels given the fluxes; the likelihood stays as an anchor."""
 
-    losses: typing.ClassVar[dict] = {"likelihood": 2.0, "posterior": 1.0}
+    losses: typing.ClassVar[dict] = {"likelihood": 2.0, "posterior": 1.0, "spectrum": 1.0}
 
 
 class CalibrationStage(GradientStage):

@@ -17,7 +17,7 @@ from fitting.algebra import cholesky_small, solve_small
 from fitting.direct import direct_inputs, hide_parallax
 from fitting.families import Families
 from fitting.objective import MixtureTerm, Objective, Point, gaussian_prior
-from fitting.posterior import Gaussian
+from fitting.posterior import Gaussian, linear_in_extinction
 from fitting.starts import StartSearch
 from pipeline.quiet_tensorflow import tf
 
@@ -229,13 +229,17 @@ class Minimiser:
         curvature where it is smaller, down to LEAST_CURVATURE of it. Errors only grow by this.
         """
         n, n_free = len(self.at), self.at.ln_plx
-        out = np.full((len(data), n, n), np.nan)
+        out, point = (np.full((len(data), n, n), np.nan) for _ in range(2))
+        gradient = np.full((len(data), n), np.nan)
         solved = np.flatnonzero(np.isfinite(solution.u).all(1))
         for part, general in self._parts(data, solved):
             rows = solved[part]
             batch, u = self.batch(data, rows), solution.u[rows[self.padding(len(rows))]]
-            whitening, hessian = self._curvature_tf(tf.constant(u.T, tf.float32), batch, general)
+            at_u = tf.constant(u.T, tf.float32)
+            whitening, hessian, slope = self._curvature_tf(at_u, batch, general)
             hessian = hessian.numpy().transpose(2, 0, 1)
+            for own, values in ((point, hessian), (gradient, slope.numpy().T)):
+                own[rows] = values[: len(rows)]
             if over_a_sigma:
                 curvature, axes = _principal_axes(hessian)
                 points = self._a_sigma_away(u, curvature, axes)  # (2 n_free + 1, n, B)
@@ -246,7 +250,8 @@ class Minimiser:
                     axes * (less * curvature)[:, None]
                 ) @ axes.transpose(0, 2, 1)
             out[rows] = hessian[: len(rows)]
-        return Gaussian(solution.u.astype("f8"), out)
+        mean = solution.u.astype("f8")
+        return Gaussian(mean, out, linear_in_extinction(mean, point, gradient, self.at))
 
     def _a_sigma_away(self, u, curvature, axes):
         """Points (2 n_free + 1, n, N) float32: u (N, n), and a sigma up and down each of its

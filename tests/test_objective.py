@@ -197,8 +197,9 @@ def test_values_are_what_evaluate_gives_at_the_same_points(case):
 
 def test_curvature_is_the_hessian_in_float64(case):
     u = case.truth.astype("f4")
-    whitening, hessian = case.objective.curvature(tensor(u), case.batch(), True)
+    whitening, hessian, slope = case.objective.curvature(tensor(u), case.batch(), True)
     assert hessian.dtype == tf.float64
+    assert slope.shape == u.T.shape
     point, _ = case.evaluate(u)
     size = np.sqrt(np.einsum("iik->ik", point.hessian))
     size = size[:, None] * size[None]
@@ -206,6 +207,8 @@ def test_curvature_is_the_hessian_in_float64(case):
     np.testing.assert_allclose(hessian / size, point.hessian / size, atol=0.3)
     at_best = case.objective.curvature(tf.constant(point.u), case.batch(), True)
     np.testing.assert_allclose(at_best[1] / size, point.hessian / size, atol=0.01)
+    root = np.sqrt(np.einsum("iik->ik", point.hessian))
+    np.testing.assert_allclose(at_best[2] / root, point.gradient / root, atol=0.02)
     expected, _ = case.objective.whitening(tensor(u), case.batch(), True)
     np.testing.assert_array_equal(whitening, expected)
 

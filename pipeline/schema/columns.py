@@ -14,6 +14,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from pipeline.schema import flags
+from pipeline.schema.labels import EXTINCTION
 
 FLUX_UNIT = "1e-18 W m-2 nm-1"
 MAP_UNIT = "in the map's own unit, which is its attribute `units`"
@@ -327,6 +328,14 @@ INFERRED = (
         shape=("parameter",),
         attributes=("parameters", "parameter_units"),
     ),
+    Column(
+        "ext_signed_est",
+        unit=EXTINCTION.unit,
+        text="E by the posterior without E > 0, so of either sign: where dust is little, means over "
+        "stars are to be made of it",
+        ucd="phys.absorption",
+    ),
+    Column("ext_signed_err", unit=EXTINCTION.unit, text="1 sigma", ucd=_ERR),
     Column(
         "second_params_est",
         text="{parameters}: best solution in another family of stars; NaN: none",
