@@ -4,6 +4,7 @@ import numpy as np
 
 from fitting.algebra import marginal_chi2, student_misfit
 from pipeline.quiet_tensorflow import tf
+from pipeline.schema import BANDS
 
 FLAT_EXT_ERR = 3.0  # prior of E where it is to be found out
 MIN_NOISE_EXT = 0.02  # E at which the noise is evaluated is at least this
@@ -12,14 +13,22 @@ DIRECT_NU = 6.0  # degrees of freedom of the direct estimate's errors: labels ar
 SPECTRUM_SCATTER = 0.05  # of fluxes about the mean spectrum, besides their errors
 MOST_LN_RATIO = 3.0  # of flux over model
 RIDGE = 1e-3
+EXT_SHARE = 0.1  # of the spectrum loss: that of the star's own E, against what is known of it
+PIVOT_NM, EXTINCTION_ERR = 550.0, 0.1  # of ln A(band) / A(550 nm), where it is held
 LN_CDF_SERIES = -4.0  # below, the ln of the normal distribution function goes as its tail
 
 
 class Losses:
     """The losses of stars under a `StellarModel`, each (B,)."""
 
-    def __init__(self, model):
+    def __init__(self, model, bands=BANDS):
         self.model = model
+        known = {band.name: band.extinction for band in bands if band.extinction is not None}
+        self.held = [k for k, name in enumerate(model.channels.names) if name in known]
+        held = [known[model.channels.names[k]] for k in self.held]
+        self.ln_held = tf.constant(np.log(held), tf.float32)
+        wavelengths = model.channels.wavelengths[: model.channels.n_xp]
+        self.pivot = int(np.argmin(np.abs(wavelengths - PIVOT_NM)))
 
     def _whitened(self, batch, columns, residuals):
         """Nuisance columns and residuals, whitened, and ln |det S|."""
@@ -97,23 +106,35 @@ class Losses:
         noise make up for each other where the noise is wide, and spectra are not predicted.
 
         Of fluxes, not their ln, so that noise is no bias; brightness and E are the star's own, by
-        weighted least squares; a Cauchy loss, for labels and fluxes that are wrong.
+        weighted least squares, and E is held to what is known of it, so that the mean spectrum is
+        free of dust; Cauchy losses, for labels and fluxes that are wrong.
         """
         ln_flux = self.model.flux.ln_flux(batch["z"])
         curve, _ = self._curve_columns(batch)
-        residual = batch["value"] - ln_flux
+        residual = batch["value"] - ln_flux + batch["ext"][:, None] * curve
         variance = batch["rel_err"] ** 2 + SPECTRUM_SCATTER**2
         weight = batch["used"] / variance
-        columns = tf.stack([tf.ones_like(curve), curve], 1)  # (B, 2, n_wl)
+        columns = tf.stack([tf.ones_like(curve), -curve], 1)  # (B, 2, n_wl)
         gram = tf.einsum("bkw,bw,blw->bkl", columns, weight, columns) + RIDGE * tf.eye(2)
         own = tf.linalg.solve(gram, tf.einsum("bkw,bw->bk", columns, weight * residual)[..., None])
-        residual -= tf.stop_gradient(tf.einsum("bkw,bk->bw", columns, own[..., 0]))
+        own = own[..., 0]
+        residual -= tf.stop_gradient(tf.einsum("bkw,bk->bw", columns, own))
         # Relative to the model: flux / model - 1, over its scatter.
         ratio = tf.exp(tf.clip_by_value(residual, -MOST_LN_RATIO, MOST_LN_RATIO))
         off = batch["above_floor"] * ratio - 1.0
         variance = (batch["rel_err"] * ratio) ** 2 + SPECTRUM_SCATTER**2
         terms = batch["used"] * tf.math.log1p(off * off / variance)
-        return tf.reduce_sum(terms, 1) / tf.maximum(tf.reduce_sum(batch["used"], 1), 1.0)
+        of_ext = tf.math.log1p((own[:, 1] / batch["ext_err"]) ** 2)
+        n = tf.maximum(tf.reduce_sum(batch["used"], 1), 1.0)
+        return tf.reduce_sum(terms, 1) / n + EXT_SHARE * of_ext
+
+    def extinction_law(self, batch):
+        """Misfit of the extinction curve at xi = 0 to what is held of it (`Band.extinction`); the
+        same for all stars."""
+        curve = self.model.flux.ln_ext_curve
+        off = tf.gather(curve, self.held) - curve[self.pivot] - self.ln_held
+        misfit = 0.5 * tf.reduce_sum((off / EXTINCTION_ERR) ** 2)
+        return misfit * tf.ones_like(batch["ext"])
 
     def direct(self, batch):
         """-ln p(label) by the direct estimate, Student-t, up to a constant; the mean over its

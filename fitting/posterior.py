@@ -165,9 +165,9 @@ def linear_in_extinction(u, hessian, gradient, at):
     """The `Gaussian` of N stars in (z, xi, E, ln plx), E of either sign: that of the posterior
     without the condition E > 0, its maximum a Newton step from u.
 
-    u (N, n), Hessian (N, n, n) and gradient (N, n) of phi there, in the coordinates `at`. Where dust
-    is little, ln E > -inf bounds E from below, and means over stars would come out too large; ln
-    flux is linear in E, so this is Gaussian in E for given type and xi.
+    u (N, n), Hessian (N, n, n) and gradient (N, n) of phi there, in the coordinates `at`. Where
+    dust is little, E > 0 makes means over stars come out too large. ln flux is linear in E, so this
+    is Gaussian in E for given type and xi.
     """
     ext = np.exp(u[:, at.ln_ext])
     to_linear = np.ones_like(u)

@@ -74,13 +74,19 @@ class GradientStage:
 class LikelihoodStage(GradientStage):
     """Maximises the likelihood of the fluxes given the labels."""
 
-    losses: typing.ClassVar[dict] = {"likelihood": 1.0}
+    losses: typing.ClassVar[dict] = {"likelihood": 1.0, "extinction_law": 0.01}
 
 
 class PosteriorStage(GradientStage):
-    """Maximises the posterior of the labels given the fluxes; the likelihood stays as an anchor."""
+    """Maximises the posterior of the labels given the fluxes; the likelihood stays as an anchor, and
+    the mean spectrum as what stars look like."""
 
-    losses: typing.ClassVar[dict] = {"likelihood": 2.0, "posterior": 1.0, "spectrum": 1.0}
+    losses: typing.ClassVar[dict] = {
+        "likelihood": 2.0,
+        "posterior": 1.0,
+        "spectrum": 1.0,
+        "extinction_law": 0.01,
+    }
 
 
 class CalibrationStage(GradientStage):

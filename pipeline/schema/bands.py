@@ -76,7 +76,7 @@ class Survey:
 @dataclass(frozen=True)
 class Band:
     """A band: wavelength in nm, vega_to_ab with m_AB = m + vega_to_ab, depth (magnitude of an error
-    of 0.1 mag), and its columns."""
+    of 0.1 mag), its columns, and extinction, relative to 550 nm, where training holds it."""
 
     name: str
     symbol: str
@@ -87,6 +87,7 @@ class Band:
     value: Place
     error: Place
     cuts: tuple
+    extinction: float | None = None
 
 
 def parse_bands(text):

@@ -331,8 +331,8 @@ INFERRED = (
     Column(
         "ext_signed_est",
         unit=EXTINCTION.unit,
-        text="E by the posterior without E > 0, so of either sign: where dust is little, means over "
-        "stars are to be made of it",
+        text="E by the posterior without the condition E > 0, so of either sign: where dust is "
+        "little, means over stars are to be made of this one",
         ucd="phys.absorption",
     ),
     Column("ext_signed_err", unit=EXTINCTION.unit, text="1 sigma", ucd=_ERR),
