@@ -78,7 +78,7 @@ class LikelihoodStage(GradientStage):
 
 
 class PosteriorStage(GradientStage):
-    """Maximises the posterior of the labels given the fluxes; the likelihood stays as an anchor, and
+    """Maximises the posterior of the labels given the fluxes; the likelihood is an anchor, and
     the mean spectrum as what stars look like."""
 
     losses: typing.ClassVar[dict] = {
