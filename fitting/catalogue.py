@@ -9,6 +9,7 @@ import numpy as np
 
 from fitting.confidence import confidence_features
 from fitting.observed import StarData, used_fluxes
+from fitting.parallaxes import doubted, tension
 from fitting.posterior import estimates, pool, signed_extinction, widened
 from pipeline.schema import flags, inferred_columns
 
@@ -60,8 +61,11 @@ def solve_stars(data, solver, errors, alarms=None):
     with the fluxes by these, the solution without it is the second one.
     """
     model, seen = solver.model, solver.seen(data)
-    modes = solver.solve(data, seen.direct)
     odd = odd_columns(seen, data, model)
+    data, rows = doubted(data, *tension(data, seen.distance, model))
+    if seen.direct is not None and len(rows):
+        seen.direct[:, rows] = solver.seen(data.take(rows)).direct
+    modes = solver.solve(data, seen.direct)
     if alarms is not None:
         _solve_without_parallax(modes, data, seen, solver, alarms.tense(odd["parallax_tension"]))
     best, second = modes.best, modes.second
@@ -113,16 +117,8 @@ def odd_columns(seen, data, model):
     """Columns that say what is odd of stars; NaN where the model has no networks for it."""
     nothing = np.full(len(data), np.nan)
     blend, strange = (nothing, nothing) if seen.kinds is None else seen.kinds[:, 1:].T
-    tension = nothing
-    if seen.distance is not None:
-        z, sigma = seen.distance[:, :, 0].astype("f8") * model.distance_scale
-        with np.errstate(invalid="ignore", divide="ignore"):
-            err = data.parallax_err / np.maximum(data.parallax, data.parallax_err)
-            floored = np.maximum(data.parallax, data.parallax_err)
-            expected = 0.5 * (data.observed.features[:, 0] - (model.distance_mean + z))
-            tension = (np.log(floored) - expected) / np.hypot(err, 0.5 * sigma)
     return {
-        "parallax_tension": tension,
+        "parallax_tension": tension(data, seen.distance, model)[1],
         "blend_probability": blend,
         "strange_probability": strange,
     }

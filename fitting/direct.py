@@ -2,7 +2,9 @@
 
 import numpy as np
 
-REPRESENTATIONS = ("coarse", "fine", "both")  # of the spectrum: the networks take turns
+# Of the spectrum, where there is a finer one: the networks take turns. On whitened components they
+# learn more of bright stars, on the fluxes themselves of faint ones.
+REPRESENTATIONS = ("coarse", "components", "fine", "components")
 # Of the finer spectrum, relative to the reference flux: asinh is linear below.
 FINE_SOFTENING = 0.02
 
@@ -59,12 +61,16 @@ def _mean(values):
 
 
 def representation_masks(n_inputs, n_xp, n_fine, n_networks):
-    """(n_networks, n_inputs) 1 where a network sees an input of `direct_inputs`, else 0."""
-    masks = np.ones((n_networks, n_inputs), "f4")
-    for k in range(n_networks if n_fine else 0):
-        kind = REPRESENTATIONS[k % len(REPRESENTATIONS)]
-        if kind == "coarse":
-            masks[k, n_xp : n_xp + n_fine] = 0.0
-        elif kind == "fine":
-            masks[k, :n_xp] = 0.0
+    """(n_networks, n_inputs + n_xp + n_fine) bool: what a network sees of `direct_inputs`, and of
+    the components of the spectrum in them."""
+    n_spectrum = n_xp + n_fine
+    masks = np.zeros((n_networks, n_inputs + n_spectrum), bool)
+    masks[:, n_spectrum:n_inputs] = True
+    places = {
+        "coarse": slice(0, n_xp),
+        "fine": slice(n_xp, n_spectrum) if n_fine else slice(0, n_xp),
+        "components": slice(n_inputs, None),
+    }
+    for k, mask in enumerate(masks):
+        mask[places[REPRESENTATIONS[k % len(REPRESENTATIONS)]]] = True
     return masks

@@ -22,7 +22,8 @@ from fitting.trained_model import Alarms, TrainedModel, TrainingRange
 MIN_POOL_STARS = 30  # fewer cannot calibrate the pool: the forward model is left alone
 START_WEIGHTS = (0.5, 0.5)  # of the pool
 SIMULATED_LEVELS = 3  # brightnesses at which stars calibrate: as they are, and fainter
-FALSE_ALARMS = 0.01  # of ordinary stars, for each alarm
+# Of ordinary stars, for each alarm; parallaxes twice, as wrong ones are hard to tell.
+FALSE_ALARMS, FALSE_TENSION = 0.01, 0.02
 LEAST_TENSION, LEAST_PROBABILITY = 3.0, 0.5  # alarms are not below
 WIDEST_STEP = 1e-3  # of a level, at least: levels ascend
 
@@ -103,17 +104,17 @@ def odd_sets(trainer, rows):
 
 
 def fitted_alarms(solver, sets):
-    """`Alarms` that FALSE_ALARMS of the calibration stars set, at the brightness where most do."""
+    """`Alarms` that a share of the calibration stars set, at the brightness where most do."""
     found = [odd_columns(solver.seen(one.data), one.data, solver.model) for one in sets]
 
-    def limit(name, least):
+    def limit(name, least, share=FALSE_ALARMS):
         values = [np.abs(one[name]) for one in found]
         values = [x[np.isfinite(x)] for x in values]
-        of_sets = [np.quantile(x, 1 - FALSE_ALARMS) for x in values if len(x)]
+        of_sets = [np.quantile(x, 1 - share) for x in values if len(x)]
         return max([least, *of_sets]) if of_sets else np.inf
 
     return Alarms(
-        limit("parallax_tension", LEAST_TENSION),
+        limit("parallax_tension", LEAST_TENSION, FALSE_TENSION),
         limit("blend_probability", LEAST_PROBABILITY),
         limit("strange_probability", LEAST_PROBABILITY),
     )

@@ -8,6 +8,7 @@ from pipeline.quiet_tensorflow import tf
 
 INPUT_LIMIT = 6.0  # standardised inputs are bent to this range
 MIN_SCALE = 0.05  # of an input
+LEAST_COMPONENT = 0.02  # of standardised inputs: components that vary by less are not used
 START_LN_SIGMA = -1.5
 LN_SIGMA_LIMITS = (-5.0, 2.0)  # of the standardised values
 
@@ -15,25 +16,37 @@ LN_SIGMA_LIMITS = (-5.0, 2.0)  # of the standardised values
 class Networks(tf.Module):
     """Small networks alike, with outputs (n_networks, B, n_out).
 
+    The first c inputs, a spectrum, may be shown as their c principal components, too, each scaled
+    to unit variance: what tells stars apart is in differences between neighbours, which are small
+    against what all have in common, and gradients would find them last.
+
     Args:
-        inputs (N, p): of training stars, which set the standardisation; inputs that are the same
-            for all of them are not used; NaN is nothing to show.
-        n_out: outputs of each. masks (n_networks, p): which inputs each network sees. hidden: units
-            of their layers. name: of the arrays. seed: of their weights.
+        inputs (N, p): of training stars, which set the standardisation and the components; inputs
+            that are the same for all of them are not used; NaN is nothing to show.
+        n_out: outputs of each. masks (n_networks, p + c): which inputs, and which components, each
+            network sees. hidden: units of their layers. name: of the arrays. seed: of their
+            weights.
     """
 
     def __init__(self, inputs, n_out, masks, hidden, name, seed=0):
         super().__init__(name=f"{name}_network")
-        inputs = np.asarray(inputs, "f8")
+        inputs, masks = np.asarray(inputs, "f8"), np.asarray(masks, bool)
         seen, count = np.isfinite(inputs), np.isfinite(inputs).sum(0).clip(1)
         mean = np.where(seen, inputs, 0).sum(0) / count
         scale = np.sqrt((np.where(seen, inputs - mean, 0) ** 2).sum(0) / count)
         scale = np.where(scale > 1e-6, np.maximum(scale, MIN_SCALE), np.inf)
-        self.prefix = name
+        self.prefix, self.masks = name, masks
         self.mean, self.scale = tf.constant(mean, tf.float32), tf.constant(scale, tf.float32)
-        self.masks = tf.constant(np.asarray(masks)[:, None], tf.float32)
+        n_components = masks.shape[1] - inputs.shape[1]
+        spectra = _bent(np, np.nan_to_num((inputs - mean) / scale)[:, :n_components])
+        self.components = tf.constant(principal_components(spectra), tf.float32)
+        # Places of what each sees, those of the others filled up with one that is nothing.
+        most = int(masks.sum(1).max())
+        order = np.argsort(~masks, axis=1, kind="stable")[:, :most]
+        nothing = np.arange(most) >= masks.sum(1)[:, None]
+        self.places = tf.constant(np.where(nothing, masks.shape[1], order), tf.int32)
         rng = np.random.default_rng([seed, *name.encode()])
-        sizes = (inputs.shape[1], *hidden, n_out)
+        sizes = (most, *hidden, n_out)
         self.weights, self.biases = [], []
         for k, (n_in, n_next) in enumerate(itertools.pairwise(sizes)):
             size = np.sqrt(2 / n_in) if k < len(hidden) else 0.1 / np.sqrt(n_in)
@@ -45,10 +58,13 @@ class Networks(tf.Module):
     def forward(self, inputs):
         """Outputs (n_networks, B, n_out) of inputs (B, p)."""
         x = (inputs - self.mean) / self.scale
-        x = INPUT_LIMIT * tf.tanh(tf.where(tf.math.is_nan(x), 0.0, x) / INPUT_LIMIT)
-        h = x[None] * self.masks
+        x = _bent(tf, tf.where(tf.math.is_nan(x), 0.0, x))
+        components = _bent(tf, x[:, : self.components.shape[0]] @ self.components)
+        x = tf.transpose(tf.concat([x, components, tf.zeros_like(x[:, :1])], 1))
+        h = tf.gather(x, self.places)  # (n_networks, most, B)
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = tf.matmul(tf.nn.relu(h) if k else h, weight) + bias
+            h = tf.nn.relu(h) if k else h
+            h = tf.matmul(h, weight, transpose_a=not k) + bias
         return h
 
     def to_arrays(self):
@@ -57,7 +73,8 @@ class Networks(tf.Module):
         return arrays | {
             f"{self.prefix}_mean": self.mean.numpy(),
             f"{self.prefix}_scale": self.scale.numpy(),
-            f"{self.prefix}_masks": self.masks.numpy()[:, 0],
+            f"{self.prefix}_masks": self.masks,
+            f"{self.prefix}_components": self.components.numpy(),
         }
 
     @classmethod
@@ -68,14 +85,26 @@ class Networks(tf.Module):
         layers = sum(key.startswith(f"{name}_w") for key in arrays)
         shapes = [arrays[f"{name}_w{k}"].shape for k in range(layers)]
         hidden = [shape[2] for shape in shapes[:-1]]
-        nothing = np.zeros((1, shapes[0][1]))
+        nothing = np.zeros((1, len(arrays[f"{name}_mean"])))
         networks = cls(nothing, shapes[-1][2], arrays[f"{name}_masks"], hidden, name)
-        networks.mean, networks.scale = (
-            tf.constant(arrays[f"{name}_{key}"], tf.float32) for key in ("mean", "scale")
-        )
+        for key in ("mean", "scale", "components"):
+            setattr(networks, key, tf.constant(arrays[f"{name}_{key}"], tf.float32))
         for variable in networks.variables:
             variable.assign(arrays[variable.name.split(":")[0]])
         return networks
+
+
+def _bent(library, x):
+    """x within INPUT_LIMIT: as it is where it is small. library: NumPy or TensorFlow."""
+    return INPUT_LIMIT * library.tanh(x / INPUT_LIMIT)
+
+
+def principal_components(x):
+    """(p, p): columns that make of values (N, p) of zero mean their principal components of unit
+    variance; 0 for those that vary by less than LEAST_COMPONENT."""
+    variance, axes = np.linalg.eigh(x.T @ x / max(len(x), 1))
+    size = np.sqrt(np.maximum(variance, 0.0))
+    return axes * np.where(size > LEAST_COMPONENT, 1.0 / np.maximum(size, LEAST_COMPONENT), 0.0)
 
 
 class Regression(Networks):
@@ -88,10 +117,13 @@ class Regression(Networks):
         return out[:, :, :k], tf.clip_by_value(out[:, :, k:] + START_LN_SIGMA, *LN_SIGMA_LIMITS)
 
     def estimate(self, inputs):
-        """Values (B, k) and their errors (B, k), which grow where the networks disagree."""
+        """Values (B, k) and their errors (B, k), which grow where the networks disagree; networks
+        count by what they say of their errors."""
         z, ln_sigma = self.outputs(inputs)
-        variance = tf.math.reduce_mean(tf.exp(2.0 * ln_sigma), 0) + tf.math.reduce_variance(z, 0)
-        return tf.reduce_mean(z, 0), tf.sqrt(variance)
+        share = tf.nn.softmax(-2.0 * ln_sigma, 0)
+        mean = tf.reduce_sum(share * z, 0)
+        variance = tf.reduce_sum(share * (tf.exp(2.0 * ln_sigma) + (z - mean) ** 2), 0)
+        return mean, tf.sqrt(variance)
 
 
 class Classification(Networks):
