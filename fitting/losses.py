@@ -21,14 +21,8 @@ LN_CDF_SERIES = -4.0  # below, the ln of the normal distribution function goes a
 class Losses:
     """The losses of stars under a `StellarModel`, each (B,)."""
 
-    def __init__(self, model, bands=BANDS):
+    def __init__(self, model):
         self.model = model
-        known = {band.name: band.extinction for band in bands if band.extinction is not None}
-        self.held = [k for k, name in enumerate(model.channels.names) if name in known]
-        held = [known[model.channels.names[k]] for k in self.held]
-        self.ln_held = tf.constant(np.log(held), tf.float32)
-        wavelengths = model.channels.wavelengths[: model.channels.n_xp]
-        self.pivot = int(np.argmin(np.abs(wavelengths - PIVOT_NM)))
 
     def _whitened(self, batch, columns, residuals):
         """Nuisance columns and residuals, whitened, and ln |det S|."""
@@ -132,7 +126,8 @@ class Losses:
         """Misfit of the extinction curve at xi = 0 to what is held of it (`Band.extinction`); the
         same for all stars."""
         curve = self.model.flux.ln_ext_curve
-        off = tf.gather(curve, self.held) - curve[self.pivot] - self.ln_held
+        places, pivot, held = held_extinction(self.model.channels)
+        off = tf.gather(curve, places) - curve[pivot] - held
         misfit = 0.5 * tf.reduce_sum((off / EXTINCTION_ERR) ** 2)
         return misfit * tf.ones_like(batch["ext"])
 
@@ -159,6 +154,16 @@ class Losses:
         logits = self.model.oddity.forward(batch["inputs"])
         ln_p = tf.nn.log_softmax(logits)
         return -tf.reduce_mean(tf.reduce_sum(batch["kind"] * ln_p, 2), 0)
+
+
+def held_extinction(channels, bands=BANDS):
+    """Places (m,) of the bands where the extinction curve is held, that of the XP flux next to
+    PIVOT_NM, and ln of the curve at the bands relative to it (m,) float32."""
+    known = {band.name: band.extinction for band in bands if band.extinction is not None}
+    places = [k for k, name in enumerate(channels.names) if name in known]
+    pivot = np.argmin(np.abs(channels.wavelengths[: channels.n_xp] - PIVOT_NM))
+    ratios = [known[channels.names[k]] for k in places]
+    return np.array(places, int), int(pivot), np.log(ratios).astype("f4")
 
 
 def _ln_normal_cdf(x):

@@ -10,10 +10,12 @@ from fitting.direct import REPRESENTATIONS, representation_masks
 from fitting.losses import DIRECT_NU, Losses
 from fitting.networks import (
     INPUT_LIMIT,
+    LEAST_COMPONENT,
     LN_SIGMA_LIMITS,
     START_LN_SIGMA,
     Classification,
     Regression,
+    principal_components,
 )
 from pipeline.quiet_tensorflow import tf
 
@@ -56,9 +58,12 @@ def oracle(arrays, inputs):
     a = {name.removeprefix("some_"): np.asarray(value, "f8") for name, value in arrays.items()}
     x = (np.asarray(inputs, "f8") - a["mean"]) / a["scale"]
     x = INPUT_LIMIT * np.tanh(np.nan_to_num(x) / INPUT_LIMIT)
+    spectrum = x[:, : len(a["components"])] @ a["components"]
+    x = np.column_stack([x, INPUT_LIMIT * np.tanh(spectrum / INPUT_LIMIT)])
     outputs = []
-    for k, mask in enumerate(a["masks"]):
-        h = np.maximum((x * mask) @ a["w0"][k] + a["b0"][k], 0)
+    for k, mask in enumerate(a["masks"] > 0):
+        seen = x[:, mask]
+        h = np.maximum(seen @ a["w0"][k][: seen.shape[1]] + a["b0"][k], 0)
         h = np.maximum(h @ a["w1"][k] + a["b1"][k], 0)
         outputs.append(h @ a["w2"][k] + a["b2"][k])
     return np.array(outputs)
@@ -125,14 +130,65 @@ def test_outputs_are_finite_for_any_input(regression, classification):
 
 def test_networks_take_turns_with_the_representations_of_the_spectrum():
     n_xp, n_fine, rest = 5, 8, 4
-    masks = representation_masks(n_xp + n_fine + rest, n_xp, n_fine, 7)
-    coarse, fine = masks[:, :n_xp], masks[:, n_xp : n_xp + n_fine]
-    for k, (of_coarse, of_fine) in enumerate(zip(coarse, fine, strict=True)):
-        kind = REPRESENTATIONS[k % 3]
-        assert (of_coarse == (kind != "fine")).all()
-        assert (of_fine == (kind != "coarse")).all()
-    assert (masks[:, n_xp + n_fine :] == 1).all()
-    assert (representation_masks(n_xp + rest, n_xp, 0, 4) == 1).all()
+    n_spectrum, n_inputs = n_xp + n_fine, n_xp + n_fine + rest
+    for fine in (n_fine, 0):
+        n_spectrum, n_inputs = n_xp + fine, n_xp + fine + rest
+        masks = representation_masks(n_inputs, n_xp, fine, 7)
+        assert masks.shape == (7, n_inputs + n_spectrum)
+        assert masks[:, n_spectrum:n_inputs].all()
+        for k, mask in enumerate(masks):
+            kind = REPRESENTATIONS[k % len(REPRESENTATIONS)]
+            assert (mask[n_inputs:] == (kind == "components")).all()
+            coarse, finer = mask[:n_xp], mask[n_xp:n_spectrum]
+            assert (coarse == (kind == "coarse" or (kind == "fine" and not fine))).all()
+            assert (finer == (kind == "fine")).all()
+
+
+@pytest.fixture(scope="module")
+def spectra():
+    """Inputs (N, P) whose first 4 are alike but for small differences, and one network each that
+    sees these, and their components."""
+    rng = np.random.default_rng(8)
+    values = rng.normal(size=(N, P))
+    values[:, 1:4] = values[:, :1] + 0.1 * values[:, 1:4]
+    masks = np.zeros((2, P + 4), bool)
+    masks[:, 4:P] = masks[0, :4] = masks[1, P:] = True
+    return values.astype("f4"), made(Regression, values, 2, masks=masks)
+
+
+def test_components_are_uncorrelated_and_of_unit_variance(spectra):
+    values, networks = spectra
+    x = (values - values.mean(0)) / values.std(0)
+    x = INPUT_LIMIT * np.tanh(x[:, :4] / INPUT_LIMIT)
+    found = x @ networks.components.numpy()
+    np.testing.assert_allclose(found.T @ found / N, np.eye(4), atol=1e-4)
+
+
+def test_components_that_hardly_vary_are_not_used():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(500, 3)) * [1.0, 2 * LEAST_COMPONENT, 0.5 * LEAST_COMPONENT]
+    size = np.abs(x @ principal_components(x)).max(0)
+    assert sorted((size > 0).tolist()) == [False, True, True]
+    assert principal_components(np.zeros((1, 0))).shape == (0, 0)
+
+
+def test_networks_with_components_are_their_equations(spectra):
+    values, networks = spectra
+    arrays = networks.to_arrays()
+    np.testing.assert_allclose(networks.forward(values), oracle(arrays, values), atol=5e-5)
+    again = Regression.from_arrays(arrays, "some")
+    np.testing.assert_array_equal(again.forward(values), networks.forward(values))
+
+
+def test_the_spectrum_is_seen_by_its_components_alone_where_the_mask_says_so(spectra):
+    values, networks = spectra
+    moved = values.copy()
+    moved[:, :4] += 0.5
+    before, after = (networks.forward(x).numpy() for x in (values, moved))
+    assert (before != after).any((1, 2)).all()
+    arrays = networks.to_arrays() | {"some_components": np.zeros((4, 4), "f4")}
+    blind = Regression.from_arrays(arrays, "some")
+    np.testing.assert_array_equal(blind.forward(values)[1], blind.forward(moved)[1])
 
 
 # ---- weights
@@ -175,13 +231,15 @@ def test_weights_follow_from_the_seed_and_the_name(inputs):
 # ---- what the networks say
 
 
-def test_estimate_is_the_mean_and_its_error_the_whole_variance(regression, inputs):
+def test_estimate_is_that_of_the_networks_by_their_own_errors(regression, inputs):
     out = oracle(regression.to_arrays(), inputs)
     z, ln_sigma = out[..., :1], np.clip(out[..., 1:] + START_LN_SIGMA, *LN_SIGMA_LIMITS)
     found, error = regression.estimate(inputs)
-    np.testing.assert_allclose(found, z.mean(0), atol=2e-5)
-    expected = np.sqrt(np.mean(np.exp(2 * ln_sigma), 0) + z.var(0))
-    np.testing.assert_allclose(error, expected, rtol=1e-4)
+    weight = np.exp(-2 * ln_sigma)
+    expected = np.average(z, 0, weight)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    variance = np.average(np.exp(2 * ln_sigma) + (z - expected) ** 2, 0, weight)
+    np.testing.assert_allclose(error, np.sqrt(variance), rtol=1e-4)
 
 
 def test_error_grows_where_the_networks_disagree(inputs):
