@@ -112,7 +112,7 @@ class Losses:
         gram = tf.einsum("bkw,bw,blw->bkl", columns, weight, columns) + RIDGE * tf.eye(2)
         own = tf.linalg.solve(gram, tf.einsum("bkw,bw->bk", columns, weight * residual)[..., None])
         own = own[..., 0]
-        residual -= tf.stop_gradient(tf.einsum("bkw,bk->bw", columns, own))
+        residual -= tf.einsum("bkw,bk->bw", columns, own)
         # Relative to the model: flux / model - 1, over its scatter.
         ratio = tf.exp(tf.clip_by_value(residual, -MOST_LN_RATIO, MOST_LN_RATIO))
         off = batch["above_floor"] * ratio - 1.0

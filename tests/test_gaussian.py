@@ -7,7 +7,7 @@ from model_oracle import Oracle, Star, curvature, slope
 from scipy import optimize
 
 from fitting import star_solver as star_solver_module
-from fitting.posterior import estimates, physical
+from fitting.posterior import estimates, physical, signed_extinction
 from fitting.star_solver import StarSolver
 from pipeline.statistics import robust_width
 
@@ -231,12 +231,15 @@ def test_star_with_a_negative_parallax_has_a_finite_positive_distance(
         assert again.phi[i] < best.fun + 0.1
 
 
+BELOW_ZERO = (-0.01, -0.005, 0.0, 0.005)  # E that the fluxes of stars without dust look like
+
+
 @pytest.fixture(scope="module")
 def dustless(model, oracle, at):
     """Stars with E = 0 whose fluxes look as if it were -2, -1, 0, 1 sigma or so."""
     data, u = mock_stars(model, 16, seed=9)
     curve = np.exp(model.flux.ln_ext_curve.numpy())
-    off = np.repeat([-0.01, -0.005, 0.0, 0.005], 4)
+    off = np.repeat(BELOW_ZERO, 4)
     u[:, at.ln_ext] = -30.0
     flux = np.exp(np.array([oracle.mu(row) for row in u]) - off[:, None] * curve)
     return replaced(data, flux=flux.astype("f4"), flux_err=(0.02 * flux).astype("f4"))
@@ -255,6 +258,17 @@ def test_star_without_dust_is_not_stuck(star_solver, oracle, dustless, at):
         lowest = min(optimize.minimize(phi, start).fun for start in (found.u[i], dusty))
         assert found.phi[i] < lowest + 0.05
         assert abs(slope(phi, found.u[i])[at.ln_ext]) < 0.1
+
+
+def test_extinction_of_either_sign_is_what_the_fluxes_look_like(star_solver, dustless, at):
+    best = star_solver.solve(dustless).best
+    linear = star_solver.gaussian(dustless, best).linear
+    one = np.ones((len(dustless), 2))
+    ext, err = signed_extinction(linear, np.ones_like(best.u), None, one, at)
+    assert (np.abs(ext - np.repeat(BELOW_ZERO, 4)) < 0.5 * err).all()
+    by_look = ext.reshape(4, 4).mean(1)
+    np.testing.assert_allclose(by_look, BELOW_ZERO, atol=2e-3)
+    assert (np.exp(best.u[:, at.ln_ext]).reshape(4, 4).mean(1) > by_look + 1e-3).all()
 
 
 def test_xi_of_a_dustless_star_is_its_prior(star_solver, dustless, at):
