@@ -12,7 +12,8 @@ by attributes of the table (in Astropy: its `meta`), `label_names`, and where ne
 
 Keeps stars with parallax / parallax_error > 3 and fidelity_v2 > 0.5, and labels that are possible.
 The log, `training_data.log` beside the output, accounts for every label; its table is printed at
-the end. Writes one row per star, ordered by source id.
+the end. Writes one row per star, ordered by source id; and, by G magnitude, how the errors of their
+XP coefficients are correlated in the mean, where these are reported and not modelled.
 
 Exit status: 0 written (or already complete), 1 a shard failed or no star is left, 2 wrong usage.
 """
@@ -30,7 +31,7 @@ from astropy.coordinates import SkyCoord
 import xp_utils
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import Status, output_state, provenance
-from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows
+from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows, open_shard
 from pipeline.run import collect_failure, progress, setup_logging, usage_exit
 from pipeline.schema import KINDS, KNOWN_LABELS, Layout, flags, resolved
 from pipeline.schema.columns import COLUMN_MAPS
@@ -51,6 +52,7 @@ from pipeline.training_labels import (
     name_exceptions,
     read_labels,
 )
+from pipeline.typical_noise import LEAST_STARS, NoiseSums, modelled_origin, write_noise
 from pipeline.write import ShardWriter
 
 SCRIPT = "compile_training_data"
@@ -63,6 +65,9 @@ DUST_HEIGHT_SIGMA = 2.0  # the height is certain if it holds at parallax + this 
 COLUMN_RELATIVE_ERR = 0.1  # of maps of the whole column: calibration, structure below resolution
 EXT_ERR_FLOOR = 0.03  # mag, in quadrature
 EXT_ERR_RELATIVE = 0.1  # of E, in quadrature
+
+# input_flags of spectra that tell nothing of typical noise.
+UNUSABLE = sum(flags.InputFlag[name].value for name in ("BP_MISSING", "RP_MISSING", "COV_BAD"))
 
 FIDELITY = "fidelity_v2"
 EXTINCTION_COLUMNS = ("ra", "dec", "parallax", "parallax_error")  # of the metadata
@@ -197,6 +202,12 @@ class Work:
     log: object
     missing: set = field(default_factory=set)  # columns that some metadata lack
 
+    def modelled(self, fid):
+        """Where the errors of a shard's spectra are from, if they are not real; else None."""
+        release = self.args.release
+        with open_shard(self.args.data_dir, "xp", fid, release) as reader:
+            return modelled_origin(reader, release)
+
     def chunks(self, fid, kinds, **options):
         """`aligned_chunks` of a shard, of some kinds."""
         needs = {kind: self.needs[kind] for kind in kinds if kind in self.needs}
@@ -279,8 +290,9 @@ def choose(work, by_shard) -> tuple[dict, dict]:
 # ---- second pass: their flux vectors ---------------------------------------------------------
 
 
-def star_columns(work, fid, selection, source_id) -> dict:
-    """Columns of `xp_utils.star_table` of a Selection, in its order."""
+def star_columns(work, fid, selection, source_id, noise=None) -> dict:
+    """Columns of `xp_utils.star_table` of a Selection, in its order; noise: the `NoiseSums` that
+    its spectra are added to."""
     out, path = {}, shard_path(work.args.data_dir, "xp", fid)
     kinds = [kind for kind in work.needs if kind != "reddening"]
     for rows, tables in work.chunks(fid, kinds, wanted_rows=selection.row):
@@ -293,6 +305,9 @@ def star_columns(work, fid, selection, source_id) -> dict:
             raise ShardError(
                 f"{path}: {error}; give --release, or fetch the spectra again"
             ) from error
+        if noise is not None:
+            g = work.args.release.g_magnitudes(table["phot_g_mean_flux"])
+            noise.add(tables["xp"], g, (table["input_flags"] & UNUSABLE) == 0)
         for name, array in table.items():
             out.setdefault(name, np.zeros((len(selection.row), *array.shape[1:]), array.dtype))
             out[name][place] = array
@@ -306,14 +321,17 @@ def write_training_set(work, selections, made_by, attrs) -> dict:
     """
     release, table = work.args.release, work.table
     n_rows = sum(len(selection.row) for selection in selections.values())
-    failed, counts, start = {}, Counter(), 0
+    noise, modelled = NoiseSums(release), {}
+    failed, counts, start, layout = {}, Counter(), 0, Layout(release, table.labels)
     try:
         with ShardWriter(work.args.output, n_rows, release.id_column, made_by, attrs) as writer:
-            writer.create_columns(resolved("training", Layout(release, table.labels)))
+            writer.create_columns(resolved("training", layout))
             for fid, selection in progress(selections.items(), "flux vectors"):
                 with collect_failure(fid, failed, work.log):
                     ids = table.source_id[selection.label]
-                    columns = star_columns(work, fid, selection, ids)
+                    modelled[fid] = work.modelled(fid)
+                    sums = None if modelled[fid] else noise
+                    columns = star_columns(work, fid, selection, ids, sums)
                 if not failed:
                     columns |= selection.columns | {
                         "stellar_type": table.est[selection.label],
@@ -322,13 +340,32 @@ def write_training_set(work, selections, made_by, attrs) -> dict:
                     writer.write_table(columns, start=start)
                     counts.update(flags.counts(flags.InputFlag, columns["input_flags"]))
                 start += len(selection.row)
+            typical = noise.mean()
+            if typical is not None:
+                write_noise(writer, typical, layout)
     except ShardError:  # rows left unwritten by the shards that failed
         if not failed:
             raise
     if not failed:
         counted = ", ".join(f"{name} {count}" for name, count in counts.items())
         work.log.info("input_flags of the training stars: %s", counted)
+        say_noise(typical, set(modelled.values()) - {None}, work.log)
     return failed
+
+
+def say_noise(noise, origins, log):
+    """Log what typical noise (or None) is kept; origins: of errors that are not real."""
+    if origins:
+        log.info(
+            "typical noise: of spectra whose errors are modelled (origin %s) none is kept",
+            ", ".join(sorted(origins)),
+        )
+    if noise is not None:
+        of_each = zip(noise.n_stars, noise.g, strict=True)
+        sorts = ", ".join(f"{n} stars of G {g:.1f}" for n, g in of_each)
+        log.info("typical noise kept: the mean of %s", sorts)
+    elif not origins:
+        log.info("no typical noise kept: fewer than %d stars at every G magnitude", LEAST_STARS)
 
 
 # ---- the step --------------------------------------------------------------------------------

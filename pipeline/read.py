@@ -90,9 +90,13 @@ class ShardReader:
         return self._items[name] if name in self._items else self._file[name]
 
     def _require(self, name):
-        if name not in self._items and name not in self._file:
+        if not self.has(name):
             found = ", ".join(self.columns) or "none"
             raise ShardError(f"{self.path}: no dataset {name}; found: {found}")
+
+    def has(self, name) -> bool:
+        """Whether there is a dataset or group, by our name or by a path within the file."""
+        return name in self._items or name in self._file
 
     def read(self, name, start=0, stop=None) -> np.ndarray:
         """Rows start..stop of a dataset (all of it by default), in native byte order."""
