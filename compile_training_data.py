@@ -31,7 +31,7 @@ from astropy.coordinates import SkyCoord
 import xp_utils
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import Status, output_state, provenance
-from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows, open_shard
+from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows
 from pipeline.run import collect_failure, progress, setup_logging, usage_exit
 from pipeline.schema import KINDS, KNOWN_LABELS, Layout, flags, resolved
 from pipeline.schema.columns import COLUMN_MAPS
@@ -52,7 +52,7 @@ from pipeline.training_labels import (
     name_exceptions,
     read_labels,
 )
-from pipeline.typical_noise import LEAST_STARS, NoiseSums, modelled_origin, write_noise
+from pipeline.typical_noise import LEAST_STARS, NoiseSums, write_noise
 from pipeline.write import ShardWriter
 
 SCRIPT = "compile_training_data"
@@ -65,9 +65,6 @@ DUST_HEIGHT_SIGMA = 2.0  # the height is certain if it holds at parallax + this 
 COLUMN_RELATIVE_ERR = 0.1  # of maps of the whole column: calibration, structure below resolution
 EXT_ERR_FLOOR = 0.03  # mag, in quadrature
 EXT_ERR_RELATIVE = 0.1  # of E, in quadrature
-
-# input_flags of spectra that tell nothing of typical noise.
-UNUSABLE = sum(flags.InputFlag[name].value for name in ("BP_MISSING", "RP_MISSING", "COV_BAD"))
 
 FIDELITY = "fidelity_v2"
 EXTINCTION_COLUMNS = ("ra", "dec", "parallax", "parallax_error")  # of the metadata
@@ -202,12 +199,6 @@ class Work:
     log: object
     missing: set = field(default_factory=set)  # columns that some metadata lack
 
-    def modelled(self, fid):
-        """Where the errors of a shard's spectra are from, if they are not real; else None."""
-        release = self.args.release
-        with open_shard(self.args.data_dir, "xp", fid, release) as reader:
-            return modelled_origin(reader, release)
-
     def chunks(self, fid, kinds, **options):
         """`aligned_chunks` of a shard, of some kinds."""
         needs = {kind: self.needs[kind] for kind in kinds if kind in self.needs}
@@ -290,24 +281,21 @@ def choose(work, by_shard) -> tuple[dict, dict]:
 # ---- second pass: their flux vectors ---------------------------------------------------------
 
 
-def star_columns(work, fid, selection, source_id, noise=None) -> dict:
+def star_columns(work, fid, selection, source_id, noise) -> dict:
     """Columns of `xp_utils.star_table` of a Selection, in its order; noise: the `NoiseSums` that
     its spectra are added to."""
     out, path = {}, shard_path(work.args.data_dir, "xp", fid)
     kinds = [kind for kind in work.needs if kind != "reddening"]
-    for rows, tables in work.chunks(fid, kinds, wanted_rows=selection.row):
+    for rows, tables in work.chunks(fid, kinds, wanted_rows=selection.row, look=noise.begin):
         place = join_rows(rows, selection.row)
         if not np.array_equal(tables["xp"]["source_id"], source_id[place]):
             raise ShardError(f"{path}: changed while it was read")
         try:
-            table = xp_utils.star_table(tables, work.basis)
+            table = xp_utils.star_table(tables, work.basis, noise)
         except ValueError as error:  # spectra of another release
             raise ShardError(
                 f"{path}: {error}; give --release, or fetch the spectra again"
             ) from error
-        if noise is not None:
-            g = work.args.release.g_magnitudes(table["phot_g_mean_flux"])
-            noise.add(tables["xp"], g, (table["input_flags"] & UNUSABLE) == 0)
         for name, array in table.items():
             out.setdefault(name, np.zeros((len(selection.row), *array.shape[1:]), array.dtype))
             out[name][place] = array
@@ -321,17 +309,15 @@ def write_training_set(work, selections, made_by, attrs) -> dict:
     """
     release, table = work.args.release, work.table
     n_rows = sum(len(selection.row) for selection in selections.values())
-    noise, modelled = NoiseSums(release), {}
-    failed, counts, start, layout = {}, Counter(), 0, Layout(release, table.labels)
+    noise, layout = NoiseSums(release), Layout(release, table.labels)
+    failed, counts, start = {}, Counter(), 0
     try:
         with ShardWriter(work.args.output, n_rows, release.id_column, made_by, attrs) as writer:
             writer.create_columns(resolved("training", layout))
             for fid, selection in progress(selections.items(), "flux vectors"):
                 with collect_failure(fid, failed, work.log):
                     ids = table.source_id[selection.label]
-                    modelled[fid] = work.modelled(fid)
-                    sums = None if modelled[fid] else noise
-                    columns = star_columns(work, fid, selection, ids, sums)
+                    columns = star_columns(work, fid, selection, ids, noise)
                 if not failed:
                     columns |= selection.columns | {
                         "stellar_type": table.est[selection.label],
@@ -349,7 +335,7 @@ def write_training_set(work, selections, made_by, attrs) -> dict:
     if not failed:
         counted = ", ".join(f"{name} {count}" for name, count in counts.items())
         work.log.info("input_flags of the training stars: %s", counted)
-        say_noise(typical, set(modelled.values()) - {None}, work.log)
+        say_noise(typical, noise.origins, work.log)
     return failed
 
 

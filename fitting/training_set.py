@@ -9,10 +9,10 @@ from pipeline.errors import ShardError
 from pipeline.read import ShardReader
 from pipeline.schema import LabelSet, Layout, resolved
 from pipeline.typical_noise import TypicalNoise, read_noise
+from xp_utils import G_FLUX
 
 LABELS = ("stellar_type", "stellar_type_err")
 EXTINCTION = ("stellar_ext", "stellar_ext_err")
-G_FLUX = "phot_g_mean_flux"
 
 
 @dataclasses.dataclass

@@ -76,13 +76,6 @@ def _errors_and_correlations(arrays, n):
     return errors, correlations
 
 
-def errors_and_correlations(xp, band, release, rows):
-    """Both of some rows of a band's columns, not checked, in either form of the archive."""
-    names = release.spectra.array_columns[1:]
-    arrays = {name: np.asarray(xp[f"{band}_{name}"])[rows] for name in names}
-    return _errors_and_correlations(arrays, release.spectra.bands[band].n_coefficients)
-
-
 def read_coefficients(xp, band, release):
     """The `Coefficients` of a band's columns; ValueError where those are not the release's."""
     n = release.spectra.bands[band].n_coefficients

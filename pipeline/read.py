@@ -299,7 +299,9 @@ class Needs:
     optional: tuple = ()
 
 
-def aligned_chunks(data_dir, fid, needs: dict, release, wanted_rows=None, chunk_size=2048):
+def aligned_chunks(
+    data_dir, fid, needs: dict, release, wanted_rows=None, chunk_size=2048, look=None
+):
     """Yield (rows, {kind: table or None}) with the rows of all kinds aligned to the spectra's.
 
     needs: {kind: Needs}; must hold "xp", whose shard gives the order and is read at most
@@ -307,10 +309,13 @@ def aligned_chunks(data_dir, fid, needs: dict, release, wanted_rows=None, chunk_
     their rows without a match are NaN, b"" or 0, and False in an added column `matched`. Kinds not
     in `needs` come as None. wanted_rows: row numbers of the spectra shard (any order), None for
     all; others are not read. rows: (n,) int64, increasing. The "xp" table always holds its id
-    column. Raises ShardError for every fault of a file.
+    column. look: called with the reader of the spectra first. Raises ShardError for every fault of
+    a file.
     """
     with open_shard(data_dir, "xp", fid, release) as reader:
         reader.check(_declared("xp", needs["xp"], release))
+        if look is not None:
+            look(reader)
         ids = reader.source_id()
         wanted = np.arange(len(ids)) if wanted_rows is None else np.unique(wanted_rows)
         joined = {

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.coefficients import errors_and_correlations
 from pipeline.errors import ShardError, UsageError
 from pipeline.schema import NOISES, XP_BANDS, Layout, resolved
 
@@ -66,32 +65,44 @@ def modelled_origin(reader, release):
 
 
 class NoiseSums:
-    """Sums by G magnitude over stars, as many numbers whatever their number."""
+    """Sums by G magnitude over stars, as many numbers whatever their number.
+
+    origins: those of the errors of shards that are left out, as they are not real.
+    """
 
     def __init__(self, release):
         n_sorts, self.release = len(G_EDGES) - 1, release
+        self.origins, self._real = set(), True
         self.n_stars, self.g = np.zeros(n_sorts, "i8"), np.zeros(n_sorts)
         self.ln_shape, self.correlations = {}, {}
         for band, one in release.spectra.bands.items():
             self.ln_shape[band] = np.zeros((n_sorts, one.n_coefficients))
             self.correlations[band] = np.zeros((n_sorts, one.width("coefficient_correlations")))
 
-    def add(self, xp, g, usable):
-        """Add stars: dict of the columns of their spectra, G magnitudes (N,) and whether both bands
-        are usable (N,) bool."""
-        rows = np.flatnonzero(usable & (g >= G_EDGES[0]) & (g < G_EDGES[-1]))
-        if not len(rows):
+    def begin(self, reader):
+        """Those added next are of the shard of a reader: none, if its errors are modelled."""
+        origin = modelled_origin(reader, self.release)
+        self._real = origin is None
+        self.origins |= set() if self._real else {origin}
+
+    def add(self, bands, g, usable):
+        """Add stars: {band: `Coefficients`} of N or more stars, the G magnitudes (N,) of the first,
+        and whether both bands are usable (N,) bool."""
+        if not self._real:
             return
-        g, rows = g[rows].astype(float), rows if len(rows) < len(g) else slice(None)
-        sort = np.searchsorted(G_EDGES, g, side="right") - 1
-        member = (sort == np.arange(len(self.g))[:, None]).astype(float)  # (sorts, n)
-        self.n_stars += member.sum(1).astype("i8")
-        self.g += member @ g
-        for band in XP_BANDS:
-            errors, correlations = errors_and_correlations(xp, band, self.release, rows)
-            level = np.median(errors, axis=1, keepdims=True)
-            self.ln_shape[band] += member @ np.log(errors / level)
-            self.correlations[band] += member @ correlations.astype(float, copy=False)
+        rows = np.flatnonzero(usable & (g >= G_EDGES[0]) & (g < G_EDGES[-1]))
+        sort = np.searchsorted(G_EDGES, g[rows], side="right") - 1
+        ln_shape = {}
+        for band, one in bands.items():
+            errors = one.errors[rows]
+            ln_shape[band] = np.log(errors / np.median(errors, axis=1, keepdims=True))
+        for k in set(sort.tolist()):
+            own = sort == k
+            self.n_stars[k] += own.sum()
+            self.g[k] += g[rows[own]].sum(dtype=float)
+            for band, one in bands.items():
+                self.ln_shape[band][k] += ln_shape[band][own].sum(0)
+                self.correlations[band][k] += one.correlations[rows[own]].sum(0, dtype=float)
 
     def mean(self):
         """The `TypicalNoise` of sorts with LEAST_STARS stars or more; None where no sort has."""
