@@ -12,7 +12,8 @@ by attributes of the table (in Astropy: its `meta`), `label_names`, and where ne
 
 Keeps stars with parallax / parallax_error > 3 and fidelity_v2 > 0.5, and labels that are possible.
 The log, `training_data.log` beside the output, accounts for every label; its table is printed at
-the end. Writes one row per star, ordered by source id.
+the end. Writes one row per star, ordered by source id; and, by G magnitude, how the errors of their
+XP coefficients are correlated in the mean, where these are reported and not modelled.
 
 Exit status: 0 written (or already complete), 1 a shard failed or no star is left, 2 wrong usage.
 """
@@ -51,6 +52,7 @@ from pipeline.training_labels import (
     name_exceptions,
     read_labels,
 )
+from pipeline.typical_noise import LEAST_STARS, NoiseSums, write_noise
 from pipeline.write import ShardWriter
 
 SCRIPT = "compile_training_data"
@@ -279,16 +281,17 @@ def choose(work, by_shard) -> tuple[dict, dict]:
 # ---- second pass: their flux vectors ---------------------------------------------------------
 
 
-def star_columns(work, fid, selection, source_id) -> dict:
-    """Columns of `xp_utils.star_table` of a Selection, in its order."""
+def star_columns(work, fid, selection, source_id, noise) -> dict:
+    """Columns of `xp_utils.star_table` of a Selection, in its order; noise: the `NoiseSums` that
+    its spectra are added to."""
     out, path = {}, shard_path(work.args.data_dir, "xp", fid)
     kinds = [kind for kind in work.needs if kind != "reddening"]
-    for rows, tables in work.chunks(fid, kinds, wanted_rows=selection.row):
+    for rows, tables in work.chunks(fid, kinds, wanted_rows=selection.row, look=noise.begin):
         place = join_rows(rows, selection.row)
         if not np.array_equal(tables["xp"]["source_id"], source_id[place]):
             raise ShardError(f"{path}: changed while it was read")
         try:
-            table = xp_utils.star_table(tables, work.basis)
+            table = xp_utils.star_table(tables, work.basis, noise)
         except ValueError as error:  # spectra of another release
             raise ShardError(
                 f"{path}: {error}; give --release, or fetch the spectra again"
@@ -306,14 +309,15 @@ def write_training_set(work, selections, made_by, attrs) -> dict:
     """
     release, table = work.args.release, work.table
     n_rows = sum(len(selection.row) for selection in selections.values())
+    noise, layout = NoiseSums(release), Layout(release, table.labels)
     failed, counts, start = {}, Counter(), 0
     try:
         with ShardWriter(work.args.output, n_rows, release.id_column, made_by, attrs) as writer:
-            writer.create_columns(resolved("training", Layout(release, table.labels)))
+            writer.create_columns(resolved("training", layout))
             for fid, selection in progress(selections.items(), "flux vectors"):
                 with collect_failure(fid, failed, work.log):
                     ids = table.source_id[selection.label]
-                    columns = star_columns(work, fid, selection, ids)
+                    columns = star_columns(work, fid, selection, ids, noise)
                 if not failed:
                     columns |= selection.columns | {
                         "stellar_type": table.est[selection.label],
@@ -322,13 +326,32 @@ def write_training_set(work, selections, made_by, attrs) -> dict:
                     writer.write_table(columns, start=start)
                     counts.update(flags.counts(flags.InputFlag, columns["input_flags"]))
                 start += len(selection.row)
+            typical = noise.mean()
+            if typical is not None:
+                write_noise(writer, typical, layout)
     except ShardError:  # rows left unwritten by the shards that failed
         if not failed:
             raise
     if not failed:
         counted = ", ".join(f"{name} {count}" for name, count in counts.items())
         work.log.info("input_flags of the training stars: %s", counted)
+        say_noise(typical, noise.origins, work.log)
     return failed
+
+
+def say_noise(noise, origins, log):
+    """Log what typical noise (or None) is kept; origins: of errors that are not real."""
+    if origins:
+        log.info(
+            "typical noise: of spectra whose errors are modelled (origin %s) none is kept",
+            ", ".join(sorted(origins)),
+        )
+    if noise is not None:
+        of_each = zip(noise.n_stars, noise.g, strict=True)
+        sorts = ", ".join(f"{n} stars of G {g:.1f}" for n, g in of_each)
+        log.info("typical noise kept: the mean of %s", sorts)
+    elif not origins:
+        log.info("no typical noise kept: fewer than %d stars at every G magnitude", LEAST_STARS)
 
 
 # ---- the step --------------------------------------------------------------------------------

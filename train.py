@@ -238,7 +238,8 @@ def start_trainer(data, training, calibration, release, recipe, former):
     basis = load_xp_basis(release)
     stars = data.star_data(rows, flux_channels(basis))
     g = data.g_magnitudes(release)[rows]
-    stars = TrainingStars(stars, np.arange(len(rows)) >= len(training), g, basis)
+    calibrating = np.arange(len(rows)) >= len(training)
+    stars = TrainingStars(stars, calibrating, g, basis, data.noise)
     trainer = Trainer(stars, data.labels, recipe, release.name, data.basis)
     if former is not None:
         try:

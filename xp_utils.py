@@ -105,7 +105,8 @@ class XPSample:
     flux (N, n_xp): NaN where not used; variance (N, n_xp): 0 where not used; cov (N, n_xp, n_xp)
     or None: 0 in unused rows and columns; used (N, n_xp) bool; bp_ok, rp_ok (N,) bool: the band is
     used; proper (N,) bool: no correlation is beyond 1; bp_flux, rp_flux (N, n_xp); fine (N, m) or
-    None: the flux on the release's finer grid, NaN where not used.
+    None: the flux on the finer grid, NaN where not used; bands {band: `Coefficients`}: what
+    was sampled.
     """
 
     flux: np.ndarray
@@ -118,6 +119,7 @@ class XPSample:
     rp_flux: np.ndarray
     cov: np.ndarray | None = None
     fine: np.ndarray | None = None
+    bands: dict | None = None
 
 
 def _merged(xp, basis, dtype, second_moment):
@@ -127,7 +129,7 @@ def _merged(xp, basis, dtype, second_moment):
     """
     shape = (len(xp["bp_coefficients"]), len(basis.wavelengths))
     used, proper = np.ones(shape, bool), np.ones(shape[0], bool)
-    flux, oks, moments = {}, {}, []
+    flux, bands, moments = {}, {}, []
     fine = None if basis.fine is None else np.zeros((shape[0], len(basis.fine.wavelengths)), dtype)
     for name in XP_BANDS:
         start, stop, design = basis.weighted(name, dtype)
@@ -135,7 +137,7 @@ def _merged(xp, basis, dtype, second_moment):
         flux[name] = np.zeros(shape, dtype)
         flux[name][:, start:stop] = band.coefficients.astype(dtype, copy=False) @ design
         used[:, start:stop] &= band.ok[:, None]
-        oks[name], proper = band.ok, proper & band.proper
+        bands[name], proper = band, proper & band.proper
         moments.append((start, stop, second_moment(name, band)))
         if fine is not None:
             start, stop, design = basis.fine.weighted(name, dtype)
@@ -145,8 +147,8 @@ def _merged(xp, basis, dtype, second_moment):
         part[~used] = 0.0
     merged = np.where(used, flux["bp"] + flux["rp"], np.nan)
     none = np.zeros(shape, dtype)
-    parts = (oks["bp"], oks["rp"], proper, flux["bp"], flux["rp"])
-    return XPSample(merged, none, used, *parts, fine=fine), moments
+    parts = (bands["bp"].ok, bands["rp"].ok, proper, flux["bp"], flux["rp"])
+    return XPSample(merged, none, used, *parts, fine=fine, bands=bands), moments
 
 
 def sample_xp(xp, basis, dtype=np.float64):
@@ -303,7 +305,7 @@ def _chunk(table, start):
 
 def _xp_chunk(xp, basis, scratch):
     """flux, err (n, n_xp), flags (n,) and the finer fluxes of the spectra of a chunk; 0, inf and
-    NaN where not used."""
+    NaN where not used; and {band: `Coefficients`}."""
     with np.errstate(over="ignore", invalid="ignore"):  # absurd numbers end as COV_BAD
         sample = sample_variances(xp, basis, scratch)
         flux, err = sample.bp_flux + sample.rp_flux, np.sqrt(floored_variance(sample))
@@ -319,7 +321,8 @@ def _xp_chunk(xp, basis, scratch):
         (InputFlag.COV_BAD, bad),
     ):
         flags[rows] |= flag.value
-    return np.where(used, flux, 0.0), np.where(used, err, np.inf), flags, _fine(sample, used, basis)
+    flux, err = np.where(used, flux, 0.0), np.where(used, err, np.inf)
+    return flux, err, flags, _fine(sample, used, basis), sample.bands
 
 
 def _fine(sample, used, basis):
@@ -340,7 +343,7 @@ def _require_rows(xp, tables, metadata, n_stars):
                 raise ValueError(f"{kind} {name}: {len(column)} rows, expected {n_stars}")
 
 
-def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY):
+def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY, noise=None):
     """The flux vector of each star, with errors: n_xp XP fluxes, then the photometric bands.
 
     Args:
@@ -348,6 +351,7 @@ def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY):
         tables: {survey: dict with rows aligned with xp, or None}; see `photometry_flux`.
         metadata: dict with the columns of the metadata that cuts ask for (N,), NaN where missing.
         basis: XPBasis of the release. photometry: see `photometry_flux`.
+        noise: `NoiseSums` to which the usable spectra are added, by `G_FLUX` of the metadata.
 
     Returns:
         FluxVectors. Every star has a row; what cannot be used has flux 0, error inf and a flag.
@@ -377,8 +381,10 @@ def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY):
     scratch = _scratch(basis, CHUNK_STARS)
     for start in range(0, n_stars, CHUNK_STARS):
         rows = slice(start, min(start + CHUNK_STARS, n_stars))
-        flux, err, flags, fine = _xp_chunk(_chunk(spectra, start), basis, scratch)
+        flux, err, flags, fine, bands = _xp_chunk(_chunk(spectra, start), basis, scratch)
         n = rows.stop - start
+        if noise is not None:
+            noise.add(bands, basis.release.g_magnitudes(metadata[G_FLUX][rows]), flags[:n] == 0)
         if fine is not None:
             result.xp_fine[rows] = fine[:n]
         result.flux[rows, :n_xp], result.flux_err[rows, :n_xp] = flux[:n], err[:n]
@@ -388,6 +394,7 @@ def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY):
 
 # --- Stars as the model sees them -------------------------------------------------------------
 PARALLAX_COLUMNS = ("parallax", "parallax_error")
+G_FLUX = "phot_g_mean_flux"
 
 
 def star_columns(release):
@@ -402,13 +409,13 @@ def star_columns(release):
     return {"xp": xp_columns(release), "metadata": (required, optional), **surveys}
 
 
-def star_table(tables, basis):
+def star_table(tables, basis, noise=None):
     """Columns of `schema.columns.STAR` of N stars: what the model is trained on and applied to.
 
     Args:
         tables: {kind: dict of its `star_columns`, rows aligned; None for a survey not used}; the
             metadata have a column `matched` (N,) bool.
-        basis: XPBasis of the release.
+        basis: XPBasis of the release. noise: see `flux_vectors`.
 
     Returns:
         {name: (N, ...) array}. NaN: not known; a column that the metadata lack is NaN. A parallax
@@ -419,9 +426,9 @@ def star_table(tables, basis):
     """
     release, xp, metadata = basis.release, tables["xp"], tables["metadata"]
     none = np.full(len(xp["source_id"]), np.nan)
-    metadata = dict.fromkeys(METADATA_COLUMNS, none) | metadata
+    metadata = dict.fromkeys((*METADATA_COLUMNS, G_FLUX), none) | metadata
     surveys = {name: tables.get(name) for name in SURVEYS}
-    vectors = flux_vectors(xp, surveys, metadata, basis)
+    vectors = flux_vectors(xp, surveys, metadata, basis, noise=noise)
     plx, plx_err = (metadata.get(name, none).astype("f4") for name in PARALLAX_COLUMNS)
     has_plx = np.isfinite(plx) & np.isfinite(plx_err) & (plx_err > 0)
     vectors.input_flags[~metadata["matched"]] |= InputFlag.NO_METADATA.value

@@ -46,7 +46,8 @@ def read_stars(args, labels):
     basis = load_xp_basis(release)
     held_out = np.isin(np.arange(len(data.ids)), rows)
     stars = data.star_data(np.arange(len(data.ids)), flux_channels(basis))
-    return TrainingStars(stars, held_out, data.g_magnitudes(release), basis), rows
+    g = data.g_magnitudes(release)
+    return TrainingStars(stars, held_out, g, basis, data.noise), rows
 
 
 def as_table(data):
@@ -75,7 +76,8 @@ def ordinary(stars, rows, trained, solver):
     for g in MAGNITUDES:
         data, rng = stars.data.take(rows), np.random.default_rng(SEED)
         if g is not None:
-            data = stars.dimming.show(data, np.maximum(g - stars.g[rows], 0.0), rng)
+            own = stars.g[rows]
+            data = stars.dimming.show(data, np.maximum(g - own, 0.0), rng, own)
         for words, shown in (("parallax", data), ("none", data.without_parallax())):
             columns = infer(as_table(shown), solver, trained)
             est, err = label_estimates(columns, labels)

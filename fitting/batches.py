@@ -18,6 +18,7 @@ from fitting.recipe import (
     OddityStage,
 )
 from fitting.strange import StrangeThings
+from pipeline.typical_noise import TypicalNoise, release_noise
 from xp_utils import XPBasis, reference_flux
 
 START_EXT = 0.1  # E where no map has a value, +- UNKNOWN_EXT_ERR
@@ -31,16 +32,18 @@ REFERENCE_G = 18.56
 @dataclass
 class TrainingStars:
     """Stars with labels, as `StarData` of all K labels; calibration (N,) bool: those that serve a
-    stage of that kind alone; g (N,): G magnitudes, NaN where not known; basis: of their spectra.
+    stage of that kind alone; g (N,): G magnitudes, NaN where not known; basis: of their spectra;
+    noise: their own typical noise, None for that of the release.
 
     ext, ext_err (N,): E and its error, where no map has a value a wide guess. dimming: what shows
-    them fainter, None where the release has no typical noise.
+    them fainter, None where there is no typical noise.
     """
 
     data: StarData
     calibration: np.ndarray
     g: np.ndarray
     basis: XPBasis
+    noise: TypicalNoise | None = None
 
     def __post_init__(self):
         data, channels = self.data, self.data.channels
@@ -52,10 +55,11 @@ class TrainingStars:
         reference = reference_flux(data.flux, used, channels.bp, channels.rp)
         about = REFERENCE_G - 2.5 * np.log10(reference)
         self.g = np.where(np.isfinite(self.g), self.g, about)
-        noise = self.basis.release.spectra.noise
+        noise = release_noise(self.basis.release) if self.noise is None else self.noise
         self.dimming = None
         if noise is not None:
-            self.dimming = Dimming(data.take(self.training), self.g[self.training], self.basis)
+            rows = self.training
+            self.dimming = Dimming(data.take(rows), self.g[rows], self.basis, noise)
 
     def __len__(self):
         return len(self.data)
@@ -136,7 +140,7 @@ class Batches:
     def fainter(self, data, rows, rng):
         """`StarData` of the stars `rows`: some fainter, some without BP or RP."""
         dimming, recipe, n = self.stars.dimming, self.recipe, len(rows)
-        data = dimming.show(data, self.magnitudes(rows, rng), rng)
+        data = dimming.show(data, self.magnitudes(rows, rng), rng, self.stars.g[rows])
         no_bp = rng.random(n) < recipe.hide_bp
         no_rp = ~no_bp & (rng.random(n) < recipe.hide_rp)
         # Not both: a star that one band has not seen keeps the other.

@@ -1,7 +1,8 @@
 """Stars as they would look fainter: fluxes, errors and parallaxes of the same star farther away.
 
-The added XP noise is correlated as that of real spectra is (the release's table of typical
-covariances) and as large as the brightness law
+The added XP noise is correlated as that of real spectra is (pipeline/typical_noise.py: that of the
+training set at the magnitude at which a star is shown, or the release's), and as large as the
+brightness law
 
     sigma^2 = background + a F + (c F)^2
 
@@ -55,8 +56,8 @@ class NoiseLaw:
 
 @dataclasses.dataclass(frozen=True)
 class BandNoise:
-    """The noise of BP or RP: where it alone has weight (n,) bool, its law, and typical noises: the
-    fluxes (m, n_coefficients, n), and finer fluxes, of each coefficient per unit of noise."""
+    """The noise of BP or RP: where it alone has weight (n,) bool, its law, and m typical noises:
+    the fluxes (m, n_coefficients, n), and finer fluxes, of each coefficient per unit of noise."""
 
     alone: np.ndarray
     law: NoiseLaw
@@ -75,24 +76,41 @@ class BandNoise:
         total = np.where(inside, err[:, self.alone], 0.0).sum(1)
         return np.where(n > 0, total / np.maximum(n, 1), np.nan)
 
+    def variance(self, kind):
+        """Variances (N, n) of the fluxes per unit of noise, of the typical noises `kind` (N,)."""
+        return (self.root**2).sum(1)[kind]
+
+    def of_draws(self, draws, kind):
+        """Noise (N, n) and (N, m) of fluxes and finer fluxes, of draws (N, n_coefficients) and the
+        typical noises `kind` (N,)."""
+        coarse, fine = (
+            np.empty((len(draws), root.shape[2]), draws.dtype)
+            for root in (self.root, self.fine_root)
+        )
+        for k in np.unique(kind):
+            rows = kind == k
+            coarse[rows], fine[rows] = draws[rows] @ self.root[k], draws[rows] @ self.fine_root[k]
+        return coarse, fine
+
 
 class Dimming:
     """Shows stars fainter than they are.
 
     data: `StarData` of training stars, g (N,): their G magnitudes, which the noise law is fitted
-    to; basis: `XPBasis`.
+    to; basis: `XPBasis`; noise: `TypicalNoise`.
     """
 
-    def __init__(self, data, g, basis):
+    def __init__(self, data, g, basis, noise):
+        self.noise_g = noise.g
         self.channels, self.n_xp = data.channels, data.channels.n_xp
         if basis.fine is not None:
             self.fine_seen = {b: getattr(basis.fine, f"{b}_weight") > 0 for b in XP_BANDS}
         used = np.isfinite(data.flux_err)
         sigma = self._without_floors(data.flux, data.flux_err)
         self.bands = []
-        with np.load(basis.release.spectra.noise) as table:
-            for band in XP_BANDS:
-                self.bands.append(self._band(band, basis, table, data.flux, sigma, used, g))
+        for band in XP_BANDS:
+            typical = noise.shape[band], noise.correlations[band]
+            self.bands.append(self._band(band, basis, typical, data.flux, sigma, used, g))
         self.depth = np.array([vega_to_flux(band.depth, band) for band in BANDS])
         self.worst = np.array([SURVEYS[band.survey].max_error for band in BANDS])
         self.worst *= np.where([SURVEYS[b.survey].system == "mag" for b in BANDS], MAG, 1.0)
@@ -103,14 +121,12 @@ class Dimming:
         with np.errstate(invalid="ignore"):
             return np.sqrt(np.maximum(left, 0.01 * flux_err.astype("f8") ** 2))
 
-    def _band(self, band, basis, table, flux, sigma, used, g):
+    def _band(self, band, basis, typical, flux, sigma, used, g):
         other = {"bp": self.channels.rp, "rp": self.channels.bp}[band]
         alone = getattr(self.channels, band) & ~other
         roots, fine_roots = [], []
-        for shape, packed in zip(
-            table[f"{band}_shape"].astype("f8"), table[f"{band}_correlations"], strict=True
-        ):
-            n = len(shape)
+        for shape, packed in zip(*typical, strict=True):
+            n, shape = len(shape), shape.astype("f8")
             correlation = np.zeros((n, n))
             correlation[np.tril_indices(n, -1)] = packed
             correlation += correlation.T + np.eye(n)
@@ -128,13 +144,25 @@ class Dimming:
         law = NoiseLaw.fitted(mean[good].astype("f8"), level[good], g[good])
         return dataclasses.replace(noise, law=law)
 
-    def show(self, data, magnitudes, rng):
+    def kinds(self, g):
+        """Places (N,) of the typical noises nearest to G magnitudes (N,); 0, of all sources, where
+        these do not tell theirs."""
+        if self.noise_g is None:
+            return np.zeros(len(g), int)
+        return np.abs(np.asarray(g)[:, None] - self.noise_g).argmin(1)
+
+    def show(self, data, magnitudes, rng, g=None):
         """`StarData` of the stars, each fainter by so many magnitudes (N,) >= 0, noise added; those
-        that stay as bright stay as they are."""
+        that stay as bright stay as they are. g (N,): their own G magnitudes, of no use where the
+        typical noises do not tell theirs."""
         rows = np.flatnonzero(magnitudes > 0)
         if not len(rows):
             return data
-        fainter = self._fainter(data.take(rows), magnitudes[rows], rng)
+        if self.noise_g is None:
+            kind = rng.integers(len(self.bands[0].root), size=len(rows))
+        else:
+            kind = self.kinds((g + magnitudes)[rows])
+        fainter = self._fainter(data.take(rows), magnitudes[rows], kind, rng)
         changed = {}
         for name in ("flux", "flux_err", "parallax", "parallax_err", "fine"):
             values = getattr(data, name)
@@ -143,8 +171,9 @@ class Dimming:
                 changed[name][rows] = getattr(fainter, name)
         return dataclasses.replace(data, **changed)
 
-    def _fainter(self, data, magnitudes, rng):
-        """`StarData` of stars that are all fainter, by magnitudes (N,) > 0."""
+    def _fainter(self, data, magnitudes, kind, rng):
+        """`StarData` of stars that are all fainter, by magnitudes (N,) > 0, with the typical noises
+        `kind` (N,)."""
         scale = 10 ** (-0.4 * magnitudes)[:, None]
         used = np.isfinite(data.flux_err)
         flux = np.where(used, data.flux * scale, 0.0)
@@ -152,16 +181,14 @@ class Dimming:
         reference = reference_flux(data.flux, used, self.channels.bp, self.channels.rp)
         fine = None if data.fine is None else data.fine.astype("f4") * (reference[:, None] * scale)
         variance = sigma**2
-        kind = rng.integers(len(self.bands[0].root), size=len(flux))
         for band in self.bands:
             added = self._added(band, data.flux, flux, sigma, used, scale)
             draws = added[:, None] * rng.standard_normal((len(flux), band.root.shape[1]), "f4")
-            for k in range(len(band.root)):
-                rows = kind == k
-                flux[rows] += draws[rows] @ band.root[k]
-                variance[rows] += added[rows, None] ** 2 * (band.root[k] ** 2).sum(0)
-                if fine is not None:
-                    fine[rows] += draws[rows] @ band.fine_root[k]
+            coarse, finer = band.of_draws(draws, kind)
+            flux += coarse
+            variance += added[:, None] ** 2 * band.variance(kind)
+            if fine is not None:
+                fine += finer
         self._photometry(data, flux, variance, used, scale, rng)
         xp_err = np.sqrt(variance + floor_variance(flux))
         flux_err = np.where(used, xp_err, np.inf)
@@ -207,23 +234,22 @@ class Dimming:
         used = np.ones(flux.shape, bool)
         return [band.law.sigma(band.mean_flux(flux, used)) for band in self.bands]
 
-    def errors(self, flux, levels):
+    def errors(self, flux, levels, kind):
         """Errors (N, n), floors included, of fluxes (N, n) whose mean BP and RP fluxes have the
-        errors `levels`."""
+        errors `levels`, by the typical noises `kind` (N,)."""
         variance = floor_variance(flux)
         for band, sigma in zip(self.bands, levels, strict=True):
-            variance += sigma[:, None] ** 2 * (band.root[0] ** 2).sum(0)
+            variance += sigma[:, None] ** 2 * band.variance(kind)
         return np.sqrt(variance)
 
-    def noise(self, n, rng):
-        """Typical noise of n stars per unit of BP's and RP's level: [(n, n_wl)] * 2 of the fluxes,
-        and [(n, m)] * 2 of the finer ones."""
-        coarse, fine = [], []
+    def noise(self, kind, rng):
+        """Typical noises `kind` (N,) per unit of BP's and RP's level: [(N, n_wl)] * 2 of the
+        fluxes, and [(N, m)] * 2 of the finer ones."""
+        parts = []
         for band in self.bands:
-            draws = rng.standard_normal((n, band.root.shape[1]), "f4")
-            coarse.append(draws @ band.root[0])
-            fine.append(draws @ band.fine_root[0])
-        return coarse, fine
+            draws = rng.standard_normal((len(kind), band.root.shape[1]), "f4")
+            parts.append(band.of_draws(draws, kind))
+        return tuple(zip(*parts, strict=True))
 
     def hide(self, data, rows, band):
         """The stars with BP or RP (band "bp" or "rp") not seen where rows (N,) bool."""

@@ -59,8 +59,8 @@ def shown_at(stars, rows, g, seed):
     data = stars.data.take(rows)
     if not np.isfinite(g):
         return data
-    rng = np.random.default_rng(seed)
-    return stars.dimming.show(data, np.maximum(g - stars.g[rows], 0.0), rng)
+    rng, own = np.random.default_rng(seed), stars.g[rows]
+    return stars.dimming.show(data, np.maximum(g - own, 0.0), rng, own)
 
 
 def trained_model(trainer, solver):

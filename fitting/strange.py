@@ -98,7 +98,8 @@ class StrangeThings:
         flux = np.exp(np.clip(ln_flux - ln_flux[:, :n_wl].mean(1, keepdims=True), -12, 12))
         scale = reference / self._mean_red(flux[:, :n_wl])
         flux *= scale[:, None]
-        return self._observed(host, flux, kind, rng)
+        noise = self.dimming.kinds(self.stars.g[rows])
+        return self._observed(host, flux, kind, noise, rng)
 
     def _mean_red(self, flux):
         red = self.channels.rp & ~self.channels.bp
@@ -129,18 +130,19 @@ class StrangeThings:
         moved[:, bands] = mixed[:, bands] + rng.normal(0.2, 0.2, (n, 1))
         return moved
 
-    def _observed(self, host, flux, kind, rng):
-        """The host's data with other fluxes (n, n_wl + m): noise as of a star so bright."""
+    def _observed(self, host, flux, kind, noise, rng):
+        """The host's data with other fluxes (n, n_wl + m): noise as of a star so bright, of the
+        typical noises `noise` (n,)."""
         n, n_wl = len(flux), len(self.channels)
         used = np.isfinite(host.flux_err)
         relative = np.where(used, host.flux_err / np.maximum(host.flux, 1e-12), np.inf)
         # Some are measured better than usual, some worse, as stars are.
         quality = np.exp(QUALITY_SCATTER * rng.normal(size=(2, n)))
         sigma = [q * s for q, s in zip(quality, self.dimming.levels(flux[:, :n_wl]), strict=True)]
-        err = self.dimming.errors(flux[:, :n_wl], sigma)
+        err = self.dimming.errors(flux[:, :n_wl], sigma, noise)
         err[:, self.channels.n_xp :] = (relative * flux[:, :n_wl])[:, self.channels.n_xp :]
         err = np.where(used, err, np.inf)
-        noisy, fine = self.dimming.noise(n, rng)
+        noisy, fine = self.dimming.noise(noise, rng)
         shown = flux[:, :n_wl] + sum(s[:, None] * x for s, x in zip(sigma, noisy, strict=True))
         finer = None
         if host.fine is not None:

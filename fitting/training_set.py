@@ -8,20 +8,23 @@ from fitting.observed import FINE, OBSERVED, StarData
 from pipeline.errors import ShardError
 from pipeline.read import ShardReader
 from pipeline.schema import LabelSet, Layout, resolved
+from pipeline.typical_noise import TypicalNoise, read_noise
+from xp_utils import G_FLUX
 
 LABELS = ("stellar_type", "stellar_type_err")
 EXTINCTION = ("stellar_ext", "stellar_ext_err")
-G_FLUX = "phot_g_mean_flux"
 
 
 @dataclasses.dataclass
 class TrainingSet:
-    """A training set: ids (N,), the columns that training needs, labels, basis (its source)."""
+    """A training set: ids (N,), the columns that training needs, labels, basis (its source), and
+    the typical noise of its spectra, None where it does not tell."""
 
     ids: np.ndarray
     table: dict
     labels: LabelSet
     basis: str
+    noise: TypicalNoise | None = None
 
     def rows(self, rows):
         """Columns of some stars."""
@@ -29,7 +32,7 @@ class TrainingSet:
 
     def g_magnitudes(self, release):
         """G magnitudes (N,) by the release's zero point."""
-        return release.g_zero_point - 2.5 * np.log10(self.table[G_FLUX])
+        return release.g_magnitudes(self.table[G_FLUX])
 
     def star_data(self, rows, channels):
         """`StarData` of some stars, with labels and reddening."""
@@ -60,14 +63,14 @@ def read_training_data(path, release):
         names = ("flux", "flux_err", "plx", "plx_err", *LABELS, *EXTINCTION, G_FLUX)
         table, ids = reader.read_table(names, optional=("xp_fine",)), reader.source_id()
         wavelengths = reader.attributes("flux").get("sample_wavelengths", ())
-        basis = str(reader.attrs.get("xp_basis", ""))
+        basis, noise = str(reader.attrs.get("xp_basis", "")), read_noise(reader, layout)
     problem = training_data_problem(table, wavelengths, layout)
     if problem:
         raise ShardError(
             f"{path}: {problem}; make the file with compile_training_data.py, which "
             "leaves such stars out"
         )
-    return TrainingSet(ids, table, labels, basis)
+    return TrainingSet(ids, table, labels, basis, noise)
 
 
 def training_data_problem(table, wavelengths, layout):

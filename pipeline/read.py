@@ -90,9 +90,13 @@ class ShardReader:
         return self._items[name] if name in self._items else self._file[name]
 
     def _require(self, name):
-        if name not in self._items and name not in self._file:
+        if not self.has(name):
             found = ", ".join(self.columns) or "none"
             raise ShardError(f"{self.path}: no dataset {name}; found: {found}")
+
+    def has(self, name) -> bool:
+        """Whether there is a dataset or group, by our name or by a path within the file."""
+        return name in self._items or name in self._file
 
     def read(self, name, start=0, stop=None) -> np.ndarray:
         """Rows start..stop of a dataset (all of it by default), in native byte order."""
@@ -295,7 +299,9 @@ class Needs:
     optional: tuple = ()
 
 
-def aligned_chunks(data_dir, fid, needs: dict, release, wanted_rows=None, chunk_size=2048):
+def aligned_chunks(
+    data_dir, fid, needs: dict, release, wanted_rows=None, chunk_size=2048, look=None
+):
     """Yield (rows, {kind: table or None}) with the rows of all kinds aligned to the spectra's.
 
     needs: {kind: Needs}; must hold "xp", whose shard gives the order and is read at most
@@ -303,10 +309,13 @@ def aligned_chunks(data_dir, fid, needs: dict, release, wanted_rows=None, chunk_
     their rows without a match are NaN, b"" or 0, and False in an added column `matched`. Kinds not
     in `needs` come as None. wanted_rows: row numbers of the spectra shard (any order), None for
     all; others are not read. rows: (n,) int64, increasing. The "xp" table always holds its id
-    column. Raises ShardError for every fault of a file.
+    column. look: called with the reader of the spectra first. Raises ShardError for every fault of
+    a file.
     """
     with open_shard(data_dir, "xp", fid, release) as reader:
         reader.check(_declared("xp", needs["xp"], release))
+        if look is not None:
+            look(reader)
         ids = reader.source_id()
         wanted = np.arange(len(ids)) if wanted_rows is None else np.unique(wanted_rows)
         joined = {

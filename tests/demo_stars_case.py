@@ -13,6 +13,7 @@ from fitting.batches import TrainingStars
 from fitting.dimming import Dimming
 from fitting.training_set import G_FLUX, read_training_data
 from pipeline.schema import DEFAULT_LABELS
+from pipeline.typical_noise import release_noise
 from xp_utils import flux_channels
 
 CHANNELS = flux_channels(BASIS)
@@ -44,7 +45,7 @@ def stars_and_g():
 def dimming():
     """The `Dimming` of the demo stars."""
     data, g = stars_and_g()
-    return Dimming(data, g, BASIS)
+    return Dimming(data, g, BASIS, release_noise(RELEASE))
 
 
 def training_stars():

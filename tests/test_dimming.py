@@ -9,6 +9,7 @@ from demo_stars_case import ALONE, BASIS, CHANNELS, N_XP, RELEASE, dimming, star
 from fitting.dimming import BACKGROUND_G, Dimming, NoiseLaw
 from pipeline.photometry import vega_to_flux
 from pipeline.schema import BANDS, SURVEYS, XP_BANDS
+from pipeline.typical_noise import release_noise
 from xp_utils import floor_variance, reference_flux
 
 COPIES = 4000
@@ -248,7 +249,7 @@ def test_stars_measured_better_than_usual_stay_better(data, dims):
 
 def test_usual_errors_are_those_of_the_law(data, dims):
     err = np.sqrt(
-        dims.errors(data.flux, dims.levels(data.flux))[:, XP] ** 2
+        dims.errors(data.flux, dims.levels(data.flux), np.zeros(len(data), int))[:, XP] ** 2
         - floor_variance(data.flux[:, XP])
     )
     for band, noise, level in zip(XP_BANDS, dims.bands, dims.levels(data.flux), strict=True):
@@ -259,7 +260,7 @@ def test_usual_errors_are_those_of_the_law(data, dims):
 
 
 def test_typical_noise_has_the_level_1(dims):
-    coarse, fine = dims.noise(COPIES, np.random.default_rng(8))
+    coarse, fine = dims.noise(np.zeros(COPIES, int), np.random.default_rng(8))
     for band, noise, finer in zip(XP_BANDS, coarse, fine, strict=True):
         assert noise[:, ALONE[band]].std(0).mean() == pytest.approx(1.0, abs=0.02)
         assert finer.shape == (COPIES, len(RELEASE.spectra.fine_wavelengths))
@@ -361,7 +362,7 @@ def test_hiding_a_band_of_no_star_changes_nothing(data, dims):
 
 def test_dimming_without_the_finer_spectrum_gives_the_same_fluxes(data, dims):
     coarse = dataclasses.replace(BASIS, fine=None)
-    plain = Dimming(data, stars_and_g()[1], coarse)
+    plain = Dimming(data, stars_and_g()[1], coarse, release_noise(RELEASE))
     stars = dataclasses.replace(data, fine=None)
     magnitudes = np.full(len(data), 2.0)
     one, two = (

@@ -157,9 +157,9 @@ def test_size_of_the_chunks_does_not_matter_and_bounds_what_is_held(sky, tmp_pat
     seen = []
     whole = xp_utils.flux_vectors
 
-    def recorded(xp, *args):
+    def recorded(xp, *args, **options):
         seen.append(len(xp["bp_coefficients"]))
-        return whole(xp, *args)
+        return whole(xp, *args, **options)
 
     monkeypatch.setattr(step, "CHUNK_STARS", 7)
     monkeypatch.setattr(xp_utils, "flux_vectors", recorded)

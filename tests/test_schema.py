@@ -43,7 +43,8 @@ PURE = {
     "blend_probability", "chi2_opt", "fidelity_v2", "fracflux", "ln_post", "ln_prior",
     "parallax_tension", "phot_bp_rp_excess_factor", "qf", "rchi2", "ruwe", "rv_chisq_pvalue",
     "rv_expected_sig_to_noise", "rv_renormalised_gof", "second_delta_ln_post",
-    "strange_probability", "xp_fine", "{label}_confidence",
+    "strange_probability", "typical_noise/{band}_correlations", "typical_noise/{band}_shape",
+    "xp_fine", "{label}_confidence",
 }  # fmt: skip
 OF_THE_MAP = {"E_mean_bayestar", "E_sigma_bayestar", "E_mean_sfd", "E_mean_planck", "E_mean_bh"}
 SEVERAL_UNITS = {  # of labels or parameters, which the texts and attributes name

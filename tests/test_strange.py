@@ -50,7 +50,7 @@ def objects(things, rows):
 def noiseless(things, rows):
     """(hosts, fluxes (n, n_wl + m) of objects before noise, their kinds)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(things, "_observed", lambda host, flux, kind, rng: (host, flux, kind))
+        patch.setattr(things, "_observed", lambda host, flux, kind, *_: (host, flux, kind))
         return things.objects(rows, np.random.default_rng(2))
 
 

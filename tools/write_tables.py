@@ -28,7 +28,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.schema import BANDS, COSTS, DEFAULT_LABELS, FILES, KINDS, SURVEYS, flags, resolved
+from pipeline.schema import (
+    BANDS,
+    COSTS,
+    DEFAULT_LABELS,
+    FILES,
+    KINDS,
+    NOISES,
+    STARS,
+    SURVEYS,
+    flags,
+    resolved,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/files.md", "data/README.md")
@@ -78,14 +89,14 @@ def dataset_row(data):
     unit, text, ucd = (data.attributes.get(key, "") for key in EVERY_DATASET)
     if text.startswith("bits: "):
         text = "bits: see [flags](#flags)"
-    shape = ", ".join(["N", *map(str, data.shape)])
+    shape = ", ".join([data.axis, *map(str, data.shape)])
     return f"`{data.name}`", data.dtype, shape, unit, text, ucd and f"`{ucd}`"
 
 
 def datasets_table(kind) -> str:
     """The datasets of a kind of file."""
     heads = ("dataset", "type", "shape", "unit", "meaning", "UCD")
-    return table(heads, map(dataset_row, resolved(kind).values()))
+    return table(heads, map(dataset_row, resolved(kind, axes=(STARS, NOISES)).values()))
 
 
 def further_attributes(kind) -> str:

@@ -5,7 +5,7 @@ Imports nothing else of the project; reads tables/bands.toml and tables/releases
 
 from pipeline.schema import flags
 from pipeline.schema.bands import BANDS, SURVEYS, photometry_columns
-from pipeline.schema.columns import FLUX_UNIT, Column
+from pipeline.schema.columns import FLUX_UNIT, NOISES, STARS, Column
 from pipeline.schema.costs import COSTS
 from pipeline.schema.files import (
     FILES,
@@ -31,6 +31,8 @@ __all__ = [
     "KINDS",
     "KNOWN_LABELS",
     "MODEL_FILE",
+    "NOISES",
+    "STARS",
     "SURVEYS",
     "XP_BANDS",
     "Column",

@@ -18,6 +18,7 @@ from pipeline.schema.labels import EXTINCTION
 
 FLUX_UNIT = "1e-18 W m-2 nm-1"
 MAP_UNIT = "in the map's own unit, which is its attribute `units`"
+STARS, NOISES = "N", "m"  # first axes of datasets: the stars of the file; sorts of noise
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Column:
 
     passed: dtype under which the column is copied on into training set, inputs and catalogue.
     source: of a column of the metadata, the archive's table (a key of the release's tables).
-    optional: a file without it can be used. attributes: names of further attributes.
+    optional: a file without it can be used. attributes: names of further attributes. axis: what the
+    first axis is of, STARS or another.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Column:
     source: str | None = None
     optional: bool = False
     attributes: tuple = ()
+    axis: str = STARS
 
 
 ID = Column("{id}", "i8", text="source id of the release", ucd="meta.id;meta.main")
@@ -278,6 +281,29 @@ TRAINING = (
         text="bayestar; sfd, planck, bh for a star beyond the dust, with _limit for one that may "
         "lie within it; none",
         ucd="meta.ref",
+    ),
+)
+
+
+def _noise(name, *fields, **more):
+    return Column(f"typical_noise/{name}", *fields, optional=True, axis=NOISES, **more)
+
+
+# Of the reported errors of the coefficients, by brightness; a group, as these are not of stars.
+TYPICAL_NOISE = (
+    _noise("g", "f4", "mag", "mean G of the stars that each is the mean of", "phot.mag;em.opt"),
+    _noise("n_stars", "i8", None, "their number", "meta.number"),
+    _noise(
+        "{band}_shape",
+        text="errors of the coefficients relative to their median, geometric mean",
+        ucd="stat.error",
+        shape=("{band}:coefficients",),
+    ),
+    _noise(
+        "{band}_correlations",
+        text="mean correlations of the coefficients' errors: strictly lower triangle, row order",
+        ucd="stat.correlation",
+        shape=("{band}:coefficient_correlations",),
     ),
 )
 

@@ -78,7 +78,7 @@ FILES = {
     "training": FileKind(
         "the training set",
         "compile_training_data.py",
-        (*tables.STAR, *tables.TRAINING),
+        (*tables.STAR, *tables.TRAINING, *tables.TYPICAL_NOISE),
         format=tables.STAR_FORMAT,
     ),
     "opt_input": FileKind(
@@ -161,7 +161,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset spelled out: shape after the star axis in numbers; attributes {name: value}."""
+    """A dataset spelled out: shape after the first axis in numbers; attributes {name: value}."""
 
     name: str
     dtype: str
@@ -170,6 +170,7 @@ class Dataset:
     optional: bool = False
     passed: bool = False
     source: str | None = None
+    axis: str = tables.STARS
 
 
 def _words(column, layout) -> dict:
@@ -223,12 +224,13 @@ class Datasets(dict):
         return Datasets(self.kind, {name: self[name] for name in names})
 
 
-def resolved(kind, layout=None) -> Datasets:
-    """{name: Dataset} of a kind of file (a key of FILES), spelled out for a `Layout`."""
+def resolved(kind, layout=None, axes=(tables.STARS,)) -> Datasets:
+    """{name: Dataset} of a kind of file (a key of FILES), spelled out for a `Layout`; axes: those
+    whose first axis is one of these."""
     layout = Layout() if layout is None else layout
     out = Datasets(kind)
     for column in FILES[kind].columns:
-        if not _is_of(column, layout.release):
+        if column.axis not in axes or not _is_of(column, layout.release):
             continue
         for name, words in _several(column, layout):
             shape = tuple(
@@ -251,6 +253,7 @@ def resolved(kind, layout=None) -> Datasets:
                 column.optional or _may_lack(column, layout.release),
                 column.passed is not None,
                 column.source,
+                column.axis,
             )
     return out
 
@@ -266,9 +269,9 @@ def inferred_columns(labels) -> dict:
 def describe(kind, layout=None) -> str:
     """The datasets of a kind of file as a text table, for --help."""
     rows = []
-    for data in resolved(kind, layout).values():
+    for data in resolved(kind, layout, (tables.STARS, tables.NOISES)).values():
         shape = "".join(f",{n}" for n in data.shape)
         unit = data.attributes.get("units")
         text = data.attributes.get("description", "")
-        rows.append(f"  {data.name} (N{shape}){f' [{unit}]' if unit else ''}: {text}")
+        rows.append(f"  {data.name} ({data.axis}{shape}){f' [{unit}]' if unit else ''}: {text}")
     return "\n".join(rows)

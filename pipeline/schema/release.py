@@ -113,6 +113,11 @@ class Release:
         """Nested HEALPix pixel of source ids."""
         return source_id >> self.id_shift
 
+    def g_magnitudes(self, flux):
+        """G magnitudes (N,) of G fluxes (N,) in electron/s; NaN where there is none."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(flux > 0, self.g_zero_point - 2.5 * np.log10(flux), np.nan)
+
 
 def _grid(*limits):
     """Wavelengths of (first, last, step); none of ()."""
