@@ -18,7 +18,7 @@ from fitting.recipe import (
     OddityStage,
 )
 from fitting.strange import StrangeThings
-from pipeline.typical_noise import TypicalNoise, release_noise
+from pipeline.typical_noise import TypicalNoise, usual_noise
 from xp_utils import XPBasis, reference_flux
 
 START_EXT = 0.1  # E where no map has a value, +- UNKNOWN_EXT_ERR
@@ -33,7 +33,7 @@ REFERENCE_G = 18.56
 class TrainingStars:
     """Stars with labels, as `StarData` of all K labels; calibration (N,) bool: those that serve a
     stage of that kind alone; g (N,): G magnitudes, NaN where not known; basis: of their spectra;
-    noise: their own typical noise, None for that of the release.
+    noise: their own typical noise, where they tell it.
 
     ext, ext_err (N,): E and its error, where no map has a value a wide guess. dimming: what shows
     them fainter, None where there is no typical noise.
@@ -55,7 +55,7 @@ class TrainingStars:
         reference = reference_flux(data.flux, used, channels.bp, channels.rp)
         about = REFERENCE_G - 2.5 * np.log10(reference)
         self.g = np.where(np.isfinite(self.g), self.g, about)
-        noise = release_noise(self.basis.release) if self.noise is None else self.noise
+        noise = usual_noise(self.noise, self.basis.release)
         self.dimming = None
         if noise is not None:
             rows = self.training

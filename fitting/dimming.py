@@ -1,7 +1,7 @@
 """Stars as they would look fainter: fluxes, errors and parallaxes of the same star farther away.
 
 The added XP noise is correlated as that of real spectra is (pipeline/typical_noise.py: that of the
-training set at the magnitude at which a star is shown, or the release's), and as large as the
+training set near the magnitude at which a star is shown, or the release's), and as large as the
 brightness law
 
     sigma^2 = background + a F + (c F)^2
@@ -25,6 +25,7 @@ from xp_utils import floor_variance, reference_flux
 BACKGROUND_G = 17.6  # mag
 FAINT_ENOUGH = 16.5  # mag: where a hundredth of the stars is fainter, these tell the background
 QUALITY = (0.5, 2.0)  # of a star's errors, relative to the usual
+NEAR_G = 1.5  # mag: as much fainter stars still have a typical noise of some magnitude
 ROUNDING = 1e-12
 MAG = np.log(10) / 2.5  # relative error of a flux per magnitude
 DEPTH_ERROR = 0.1  # mag, of a band at its depth
@@ -101,7 +102,8 @@ class Dimming:
     """
 
     def __init__(self, data, g, basis, noise):
-        self.noise_g = noise.g
+        g_of = np.nan if noise.g is None else noise.g
+        self.noise_g = np.broadcast_to(g_of, len(noise.shape["bp"]))
         self.channels, self.n_xp = data.channels, data.channels.n_xp
         if basis.fine is not None:
             self.fine_seen = {b: getattr(basis.fine, f"{b}_weight") > 0 for b in XP_BANDS}
@@ -144,24 +146,27 @@ class Dimming:
         law = NoiseLaw.fitted(mean[good].astype("f8"), level[good], g[good])
         return dataclasses.replace(noise, law=law)
 
-    def kinds(self, g):
-        """Places (N,) of the typical noises nearest to G magnitudes (N,); 0, of all sources, where
-        these do not tell theirs."""
-        if self.noise_g is None:
-            return np.zeros(len(g), int)
-        return np.abs(np.asarray(g)[:, None] - self.noise_g).argmin(1)
+    def kinds(self, g, rng):
+        """Places (N,) of the typical noises that go with G magnitudes (N,): the nearest, but any of
+        those of no magnitude, where there are, for stars fainter than all by more than NEAR_G."""
+        apart = np.abs(np.asarray(g)[:, None] - self.noise_g)
+        nearest = np.where(np.isnan(apart), np.inf, apart).argmin(1)
+        of_any = np.flatnonzero(np.isnan(self.noise_g))
+        if not len(of_any):
+            return nearest
+        faintest = np.max(self.noise_g, where=np.isfinite(self.noise_g), initial=-np.inf)
+        far = ~(np.asarray(g) <= faintest + NEAR_G)
+        return np.where(far, rng.choice(of_any, len(apart)), nearest)
 
     def show(self, data, magnitudes, rng, g=None):
         """`StarData` of the stars, each fainter by so many magnitudes (N,) >= 0, noise added; those
-        that stay as bright stay as they are. g (N,): their own G magnitudes, of no use where the
-        typical noises do not tell theirs."""
+        that stay as bright stay as they are. g (N,): their own G magnitudes, of no use where no
+        typical noise is of a magnitude."""
         rows = np.flatnonzero(magnitudes > 0)
         if not len(rows):
             return data
-        if self.noise_g is None:
-            kind = rng.integers(len(self.bands[0].root), size=len(rows))
-        else:
-            kind = self.kinds((g + magnitudes)[rows])
+        g = np.full(len(data), np.nan) if g is None else g
+        kind = self.kinds((g + magnitudes)[rows], rng)
         fainter = self._fainter(data.take(rows), magnitudes[rows], kind, rng)
         changed = {}
         for name in ("flux", "flux_err", "parallax", "parallax_err", "fine"):

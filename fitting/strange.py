@@ -98,7 +98,7 @@ class StrangeThings:
         flux = np.exp(np.clip(ln_flux - ln_flux[:, :n_wl].mean(1, keepdims=True), -12, 12))
         scale = reference / self._mean_red(flux[:, :n_wl])
         flux *= scale[:, None]
-        noise = self.dimming.kinds(self.stars.g[rows])
+        noise = self.dimming.kinds(self.stars.g[rows], rng)
         return self._observed(host, flux, kind, noise, rng)
 
     def _mean_red(self, flux):

@@ -22,7 +22,8 @@ REAL = "real"  # an `origin` of datasets; those of the archive say none
 class TypicalNoise:
     """Noise of m sorts of spectra: shape {band: (m, n)}, errors of the n coefficients relative to
     their median; correlations {band: (m, n (n - 1) / 2)}, strictly lower triangle in row order; g
-    (m,): the G magnitude of each, None where not told; n_stars (m,), None where not told."""
+    (m,): the G magnitude of each, None where not told, NaN for sorts of any; n_stars (m,), None
+    where not told."""
 
     shape: dict
     correlations: dict
@@ -167,6 +168,22 @@ def release_noise(release):
             "tools/make_noise_table.py, or take `noise` out of the release"
         )
     return TypicalNoise.of_arrays(arrays)
+
+
+def usual_noise(own, release):
+    """The `TypicalNoise` of a training set and, for magnitudes that its stars do not tell of, that
+    of its release's table; either alone where the other is None, None where both are."""
+    table = release_noise(release)
+    if own is None or table is None:
+        return own or table
+    both = {
+        name: {
+            band: np.concatenate([getattr(x, name)[band] for x in (own, table)])
+            for band in XP_BANDS
+        }
+        for name in ("shape", "correlations")
+    }
+    return TypicalNoise(**both, g=np.append(own.g, np.full(len(table.shape["bp"]), np.nan)))
 
 
 def _problem(arrays, widths):

@@ -14,6 +14,7 @@ from xp_case import BASIS, ROOT, packed_covariances, random_stars
 
 from demo import build_sky
 from fitting.batches import Batches, TrainingStars
+from fitting.dimming import NEAR_G
 from fitting.held_out import shown_at
 from fitting.training_set import read_training_data
 from pipeline.errors import ShardError, UsageError
@@ -244,7 +245,7 @@ def expected_correlations(kind):
     return out
 
 
-@pytest.mark.parametrize(("at", "kind"), [(13.9, 0), (14.1, 1), (15.9, 1), (16.1, 2), (19.0, 2)])
+@pytest.mark.parametrize(("at", "kind"), [(13.9, 0), (14.1, 1), (15.9, 1), (16.1, 2), (18.4, 2)])
 def test_dimmed_stars_get_the_correlations_nearest_in_magnitude(own, at, kind):
     row = np.argmin(own.g)
     star = own.data.take(np.full(COPIES, row))
@@ -260,9 +261,12 @@ def test_dimmed_stars_get_the_correlations_nearest_in_magnitude(own, at, kind):
 
 
 def test_stars_of_many_magnitudes_each_get_their_own(own):
-    fainter, row = np.linspace(0.5, 5, len(own)), np.arange(len(own))
+    fainter, row = np.linspace(0.5, 3, len(own)), np.arange(len(own))
+    assert (own.g + fainter).max() < max(SORTS_G) + NEAR_G
     nearest = np.abs((own.g + fainter)[:, None] - SORTS_G).argmin(1)
-    np.testing.assert_array_equal(own.dimming.kinds(own.g + fainter), nearest)
+    np.testing.assert_array_equal(
+        own.dimming.kinds(own.g + fainter, np.random.default_rng(0)), nearest
+    )
     mixed = own.dimming.show(own.data, fainter, np.random.default_rng(5), own.g)
     for kind in range(3):
         rows = row[nearest == kind]
@@ -294,7 +298,7 @@ def test_training_and_calibration_choose_the_noise_by_the_magnitude_shown(own):
 
 @pytest.mark.parametrize("kind", range(3))
 def test_simulated_things_have_the_noise_of_their_magnitude(own, kind):
-    kinds = own.dimming.kinds(np.full(COPIES, SORTS_G[kind]))
+    kinds = own.dimming.kinds(np.full(COPIES, SORTS_G[kind]), np.random.default_rng(0))
     coarse, _ = own.dimming.noise(kinds, np.random.default_rng(7))
     for one, (band, expected) in zip(coarse, expected_correlations(kind).items(), strict=True):
         inside = ALONE[band]
@@ -312,9 +316,24 @@ def test_simulated_things_have_the_noise_of_their_magnitude(own, kind):
 
 def test_without_noise_of_its_own_a_training_set_has_that_of_the_release(own):
     stars = TrainingStars(own.data, own.calibration, own.g, BASIS)
-    assert stars.dimming.noise_g is None
-    assert len(stars.dimming.bands[0].root) == len(release_noise(DR3).shape["bp"])
-    assert len(own.dimming.bands[0].root) == 3
+    assert np.isnan(stars.dimming.noise_g).all()
+    assert len(stars.dimming.bands[0].root) == of_release()
+    assert len(own.dimming.bands[0].root) == 3 + of_release()
+
+
+def test_stars_shown_far_fainter_than_a_training_set_tells_of_have_the_noise_of_the_release(own):
+    rng = np.random.default_rng(0)
+    for g in (max(SORTS_G) + 1.1 * NEAR_G, np.nan):
+        assert set(own.dimming.kinds(np.full(200, g), rng)) == set(range(3, 3 + of_release()))
+    near = own.dimming.kinds(np.full(200, max(SORTS_G) + 0.9 * NEAR_G), rng)
+    assert set(near) == {int(np.argmax(SORTS_G))}
+    bright = own.dimming.kinds(np.full(200, min(SORTS_G) - 2 * NEAR_G), rng)
+    assert set(bright) == {int(np.argmin(SORTS_G))}
+
+
+def of_release():
+    """Number of typical noises of the release's table."""
+    return len(release_noise(DR3).shape["bp"])
 
 
 # ---- faults ----------------------------------------------------------------------------------
