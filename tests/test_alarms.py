@@ -27,6 +27,7 @@ from fitting.confidence import fit_confidence
 from fitting.direct import direct_inputs
 from fitting.held_out import (
     FALSE_ALARMS,
+    FALSE_TENSION,
     LEAST_PROBABILITY,
     LEAST_TENSION,
     Calibrators,
@@ -207,8 +208,8 @@ def test_at_most_the_stated_share_of_calibration_stars_raises_an_alarm(model):
                 (found["strange_probability"] > alarms.strange).mean(),
             ]
         )
-    assert (np.array(shares) <= FALSE_ALARMS).all()
-    assert shares[1][0] > 0.5 * FALSE_ALARMS  # the set where most do decides
+    assert (np.array(shares) <= [FALSE_TENSION, FALSE_ALARMS, FALSE_ALARMS]).all()
+    assert shares[1][0] > 0.5 * FALSE_TENSION  # the set where most do decides
     assert alarms.tension > LEAST_TENSION
 
 

@@ -24,6 +24,7 @@ from fitting import star_solver as star_solver_module
 from fitting import starts as starts_module
 from fitting.catalogue import MIN_XP_FLUXES, infer, label_estimates, odd_columns
 from fitting.observed import FINE, StarData
+from fitting.parallaxes import doubted, tension
 from fitting.posterior import ErrorModel, estimates, pool, widened
 from fitting.star_solver import StarSolver
 from pipeline.schema import DEFAULT_LABELS, flags, inferred_columns
@@ -235,6 +236,8 @@ def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(direct_al
     found = infer(table, solver, make_trained(model, **errors))
     rows = np.delete(np.arange(N), BAD)
     data = StarData.of_table(table, model.channels, rows)
+    data, less = doubted(data, *tension(data, solver.seen(data).distance, model))
+    assert len(less)
     direct = solver.seen(data).direct
     modes = solver.solve(data, direct)
     gaussians = (solver.gaussian(data, mode) for mode in (modes.best, modes.second))
@@ -287,6 +290,7 @@ def test_label_of_the_direct_estimate_alone_has_columns_of_its_own(direct_alone)
     solver, table, found = direct_alone
     rows = np.delete(np.arange(N), BAD)
     data = StarData.of_table(table, solver.model.channels, rows)
+    data, _ = doubted(data, *tension(data, solver.seen(data).distance, solver.model))
     z, sigma = solver.seen(data).direct
     mean, scale = solver.model.label_mean[2], solver.model.label_scale[2]
     np.testing.assert_allclose(found["alpha_m_est"][rows], z[:, 2] * scale + mean, rtol=1e-4)

@@ -88,8 +88,8 @@ def test_labels_that_the_stars_may_not_have_can_be_selected_by():
 def test_stages_have_the_losses_of_their_kind():
     losses = {kind: set(getattr(one, "losses", ())) for kind, one in STAGES.items()}
     assert losses == {
-        "likelihood": {"likelihood"},
-        "posterior": {"likelihood", "posterior"},
+        "likelihood": {"likelihood", "extinction_law"},
+        "posterior": {"likelihood", "posterior", "spectrum", "extinction_law"},
         "calibration": {"posterior"},
         "direct": {"direct"},
         "distance": {"distance"},

@@ -31,7 +31,7 @@ from pipeline.schema import (
     resolved,
 )
 from pipeline.schema.bands import TABLE, parse_bands
-from pipeline.schema.labels import LABEL_GRAMMAR, parse_label
+from pipeline.schema.labels import EXTINCTION, LABEL_GRAMMAR, parse_label
 from pipeline.schema.release import FOLDER, read_release
 from tools import write_tables
 
@@ -57,7 +57,7 @@ OF_THE_BASIS = {
     "{band}_coefficient_errors", "{band}_coefficients", "{band}_relative_shrinking",
     "{band}_standard_deviation",
 }  # fmt: skip
-UNIT_WORDS = {"Vega nanomaggy", "{unit}"}
+UNIT_WORDS = {"Vega nanomaggy", "{unit}", EXTINCTION.unit}
 
 
 # ---- columns and files -----------------------------------------------------------------------
