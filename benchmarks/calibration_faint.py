@@ -17,7 +17,7 @@ tables of docs/flags.md, how often each flag is set of ordinary stars and of the
 have no flag and are wrong by 3 sigma in any label (what is no star of the kinds that have labels is
 wrong whatever comes out). Flags of the confidences alone do not count.
 
-Writes faint.json, faint_accuracy.png and faint_flags.png to --out. Takes about four minutes.
+Writes faint.json, faint_accuracy.png and faint_flags.png to --out. Takes about three minutes.
 """
 
 import argparse

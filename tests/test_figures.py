@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from scipy import stats
 
 from pipeline import figures
-from pipeline.figures import accuracy, arrays, style
+from pipeline.figures import accuracy, arrays, dust, style
 from pipeline.schema import BANDS, DEFAULT_LABELS, KNOWN_LABELS, Label, LabelSet, Layout
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,8 @@ def draw_all(folder, n, damage=lambda array: array, labels=DEFAULT_LABELS):
             damage(np.tile(levels[:, None], (1, n_labels))), labels=labels),
         "laws": figures.extinction_laws(
             folder / "laws.png", WAVELENGTHS, XI[1:4], damage(curves()[1:4]),
-            {"a law": damage(WAVELENGTHS ** -1.5), "another": WAVELENGTHS ** -1.3}, "a law"),
+            {("law", "a"): damage(WAVELENGTHS ** -1.5), ("law", "b"): WAVELENGTHS ** -1.3},
+            ("law", "a")),
         "trends": figures.scores_against(
             folder / "trends.png", epoch[:6] + 13, {
                 (first, second): {"scatter": damage(error[:6]), "pull_width": 1 + error[:6]}
@@ -272,7 +273,7 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
     (lambda p: figures.residuals_by_wavelength(p, WAVELENGTHS, np.ones((5, 61))), "ratio has"),
     (lambda p: figures.extinction_curve(p, WAVELENGTHS, XI + 0.5, curves()), "xi holds no 0"),
     (lambda p: figures.extinction_curve(p, WAVELENGTHS / 1000, XI, curves()), "must be in nm"),
-    (lambda p: figures.extinction_laws(p, WAVELENGTHS, XI, curves(), {}, "F99"), "has no 'F99'"),
+    (lambda p: figures.extinction_laws(p, WAVELENGTHS, XI, curves(), {}, ("F99", "3.1")), "has no"),
     (lambda p: figures.scores_against(p, [1, 2], {("a", ""): {
         "scatter": np.ones((3, 3)), "pull_width": np.ones((2, 3))}}, "x"), "scatter of"),
     (lambda p: figures.outcomes(p, {"Stars": {"a": [0.5, 0.5]}}), "a has shape"),
@@ -405,14 +406,27 @@ def test_bars_of_outcomes_add_up_and_have_their_numbers(drawn):
 
 
 def test_curves_and_laws_are_1_at_550_nm_and_the_reference_is_1_below(drawn):
-    laws = {"one": 7 * WAVELENGTHS**-1.2, "other": np.where(WAVELENGTHS > 3e3, np.nan, 2.0)}
-    figures.extinction_laws("unused", WAVELENGTHS, XI[1:4], curves()[1:4], laws, "one")
-    top, bottom = drawn[0].axes
+    one = 7 * WAVELENGTHS**-1.2
+    laws = {("one", "a"): one, ("other", "a"): np.where(WAVELENGTHS > 3e3, np.nan, one**2)}
+    reference = ("one", "a")
+    figures.extinction_laws("unused", WAVELENGTHS, XI[1:4], curves()[1:4], laws, reference)
+    top, ratio, excess = drawn[0].axes
     spectra = [line for line in top.lines if len(line.get_xdata()) == 61]
     assert len(spectra) == 5
     for line in spectra:
         assert np.interp(0.55, line.get_xdata(), line.get_ydata()) == pytest.approx(1, rel=1e-3)
-    np.testing.assert_allclose(bottom.lines[0].get_ydata(), 1)
+    np.testing.assert_allclose(ratio.lines[0].get_ydata(), 1)
+    np.testing.assert_allclose(excess.lines[0].get_ydata(), 0, atol=1e-12)
+    for line in excess.lines[::2]:
+        at = np.interp([0.45, 0.55], line.get_xdata(), line.get_ydata())
+        np.testing.assert_allclose(at, 0, atol=2e-3)
+
+
+def test_a_grey_part_of_a_curve_does_not_change_its_colour_excess():
+    curve = (WAVELENGTHS / 550) ** -1.5
+    both = np.stack([curve, 0.7 * curve + 0.2])
+    first, second = dust.colour_excesses(WAVELENGTHS[:N_XP], both)
+    np.testing.assert_allclose(first, second)
 
 
 # ---- labels and bands are data ---------------------------------------------------------------

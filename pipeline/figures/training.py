@@ -1,6 +1,5 @@
 """Figures of a training: losses, and what the model has learned."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,15 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pipeline.figures.arrays import checked, limits_of, size_of_spectrum
+from pipeline.figures.dust import curves_at_norm
 from pipeline.figures.spectra import FEWER_UM, draw_fluxes, name_bands, wavelength_axis
 from pipeline.figures.style import (
     BLACK,
-    BLUE,
     CYCLE,
     TEFF_MAP,
     VALUE_MAP,
-    VERMILION,
     corner,
     drawing,
-    footer,
     in_unit,
     log_y,
     no_data,
@@ -28,7 +25,6 @@ from pipeline.figures.style import (
 from pipeline.schema import DEFAULT_LABELS
 
 DASHES = ("-", "--", "-.", ":")
-NORM_NM = 550.0  # where extinction curves are set to 1
 ONE_VALUE = 0.04  # of a label's tolerance: stars within it have the same
 
 
@@ -134,7 +130,7 @@ def extinction_curve(
     if not np.any(np.abs(xi) < 1e-6):
         raise ValueError("xi holds no 0, the curve that others are compared with: add it")
     n_xp = size_of_spectrum(wavelengths, n_xp)
-    curve = _normalised(wavelengths[:n_xp], ln_curve)
+    curve = curves_at_norm(wavelengths[:n_xp], ln_curve)
     ratio = curve / curve[np.nanargmin(np.abs(xi))]
     with drawing(path, 6.4, title) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
@@ -147,14 +143,6 @@ def extinction_curve(
         name_bands(top, wavelengths[n_xp:])
         _extinction_axes(figure, top, bottom, wavelengths, norm, xi)
     return Path(path)
-
-
-def _normalised(xp, ln_curve):
-    """Curves (k, n_wl), 1 at NORM_NM, of ln R (k, n_wl) whose first wavelengths are xp (n,)."""
-    if not xp.size or not xp.min() <= NORM_NM <= xp.max():
-        raise ValueError("wavelengths must be in nm and hold 550 nm, where curves are set to 1")
-    at_norm = [np.interp(math.log(NORM_NM), np.log(xp), row[: len(xp)]) for row in ln_curve]
-    return np.exp(ln_curve - np.array(at_norm)[:, None])
 
 
 def _symmetric(xi):
@@ -174,72 +162,6 @@ def _extinction_axes(figure, top, bottom, wavelengths, norm, xi):
     bar.set_label(r"shape of the curve $\xi$ (black: 0)")
     if len(xi) <= 9:
         bar.set_ticks(np.unique(xi[np.isfinite(xi)]))
-
-
-def extinction_laws(
-    path,
-    wavelengths,
-    xi,
-    ln_curve,
-    laws,
-    reference,
-    title="The learned extinction curve and published laws",
-    note="",
-    n_xp=None,
-):
-    """Learned curves and published laws, each 1 at 550 nm; below, all over one of the laws.
-
-    Args:
-        wavelengths (n_wl,): nm.
-        xi (k,): shapes of the learned curve.
-        ln_curve (k, n_wl): ln R, in any normalisation.
-        laws: {words: (n_wl,)} A(lambda) of published laws, in any normalisation; NaN where a law
-            says nothing.
-        reference: the law (a key of laws) that the others are compared with.
-        note: a line under the figure.
-        n_xp: how many wavelengths are the XP spectrum's.
-    """
-    wavelengths = checked("wavelengths", wavelengths, (None,))
-    xi = checked("xi", xi, (None,))
-    ln_curve = checked("ln_curve", ln_curve, (len(xi), len(wavelengths)))
-    n_xp = size_of_spectrum(wavelengths, n_xp)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        published = {k: np.log(checked(k, v, wavelengths.shape)) for k, v in laws.items()}
-    if reference not in published:
-        raise ValueError(f"laws has no {reference!r}: give the law that others are compared with")
-    learned = {
-        f"learned, $\\xi={x:g}$".replace("-", "−"): row for x, row in zip(xi, ln_curve, strict=True)
-    }
-    every = list((published | learned).values())
-    curves = dict(
-        zip([*published, *learned], _normalised(wavelengths[:n_xp], np.array(every)), strict=True)
-    )
-    with drawing(path, 6.8, title) as figure:
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 1])
-        for k, (words, values) in enumerate(curves.items()):
-            style = _law_style(k, len(published))
-            for ax, shown in ((top, values), (bottom, values / curves[reference])):
-                draw_fluxes(ax, wavelengths, shown, n_xp, zorder=3 - style["lw"] / 10, **style)
-            top.lines[-2].set_label(words)
-        name_bands(top, wavelengths[n_xp:])
-        for ax in (top, bottom):
-            wavelength_axis(ax, wavelengths)
-            ax.grid(True)
-        log_y(top)
-        top.set_xlabel("")
-        top.set_ylabel(r"$A(\lambda)\,/\,A(550\,\mathrm{nm})$")
-        bottom.set_ylabel(f"ratio to {reference}")
-        top.legend(loc="upper right", ncols=2)
-        if note:
-            footer(figure, note)
-    return Path(path)
-
-
-def _law_style(k, n_laws):
-    """Colour, dashes and width of the k-th curve: laws are thin and dashed, learned ones thick."""
-    if k < n_laws:
-        return {"colour": CYCLE[k % len(CYCLE)], "ls": DASHES[1 + k % 3], "lw": 1.3}
-    return {"colour": (BLUE, BLACK, VERMILION)[(k - n_laws) % 3], "ls": "-", "lw": 2.0}
 
 
 # --- Model spectra ----------------------------------------------------------------------------
