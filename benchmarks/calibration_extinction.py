@@ -9,12 +9,12 @@ whatever its width; F99 ends at 3.3 um. Prints the ratio to G23 with R(V) = 3.1 
 and in every band, and colour excesses: a grey part of the curve, which is told from distance by the
 parallaxes alone, is in the ratios but not in these.
 
-Then the validation stars: E as inferred, less E as the training set's map has it, in groups: median,
-16% to 84%, and the width of the pulls by both errors. E is positive in the catalogue; where that
-has a signed estimate (`ext_signed_est`) it is taken, as a positive one cannot be unbiased where
-there is no dust. A map has errors and a zero point of its own; far from the plane, where there is
-hardly any dust, both E should be near 0. The demo's WISE photometry is synthetic: a curve learned
-from it says nothing in W1 and W2.
+Then the validation stars: E as inferred, less E as the training set's map has it, in groups:
+median, 16% to 84%, and the width of the pulls by both errors. E is positive in the catalogue; where
+that has a signed estimate (`ext_signed_est`) it is taken, as a positive one cannot be unbiased
+where there is no dust. A map has errors and a zero point of its own; far from the plane, where
+there is hardly any dust, both E should be near 0. The demo's WISE photometry is synthetic: a curve
+learned from it says nothing in W1 and W2.
 
 Writes extinction.json and extinction_laws.png to --out. Takes half a minute. Needs
 `dust_extinction` (requirements-dev.txt).
@@ -187,14 +187,13 @@ def zero_points(stars, est, err, labels):
 
 def print_zero_points(found, kind):
     print(f"\nE as inferred ({kind}) less E of the training set's map")
-    print(
-        "stars                       n  E of the map  inferred  difference             16% .. 84%     pull width"
-    )
+    heads = ("E of the map", "inferred", "difference", "16% .. 84%", "pulls")
+    print("{:22s} {:>6s} {:>13s} {:>9s} {:>17s} {:>17s} {:>6s}".format("stars", "n", *heads))
     for group, one in found.items():
         print(
             f"{group:22s} {one['n']:6d} {one['map']:13.3f} {one['inferred']:9.3f} "
-            f"{one['offset']:+8.4f} +- {one['error']:.4f}  {one['low']:+.3f} .. {one['high']:+.3f} "
-            f"{one['pull_width']:8.2f}"
+            f"{one['offset']:+7.4f} +- {one['error']:.4f} {one['low']:+8.3f} .. "
+            f"{one['high']:+.3f} {one['pull_width']:6.2f}"
         )
 
 

@@ -378,7 +378,7 @@ def main(argv=None):
     result["simulated"] = simulated(stars, rows, trained, solver)
     result["unusual"] = unusual(stars, rows, trained, solver)
     for heading, table in flag_tables(result, labels).items():
-        print(f"\n{heading}\n\n{table}", flush=True)
+        print(f"\n### {heading}\n\n{table}", end="", flush=True)
     common.write_json(args.out / "faint.json", result)
     draw(args.out, result, stars, rows, labels)
     return 0

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.schema import BANDS, COSTS, DEFAULT_LABELS, FILES, KINDS, SURVEYS, flags, resolved
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/files.md", "data/README.md")
+PAGES = ("README.md", "docs/files.md", "docs/flags.md", "data/README.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OPENED = re.compile(r"<!-- table:")
 # What is no shard, and who makes it.
