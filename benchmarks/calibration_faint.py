@@ -372,8 +372,8 @@ def main(argv=None):
     labels = trained.stellar.labels
     stars, rows = read_stars(args)
     shown = ", ".join(f"{x.title} ({x.shown_unit})" for x in labels)
-    print(f"{len(rows)} validation stars; scatter, pull width, inside 68%, 95%, beyond 3 sigma of ")
-    print(shown)
+    print(f"{len(rows)} validation stars; of {shown}:")
+    print("scatter, pull width, inside 68% and 95%, beyond 3 sigma")
     result = {"ordinary": ordinary(stars, rows, trained, solver)}
     result["simulated"] = simulated(stars, rows, trained, solver)
     result["unusual"] = unusual(stars, rows, trained, solver)
