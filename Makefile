@@ -4,8 +4,9 @@
 #              bookworm, as root, about 3 minutes; skipped elsewhere): for CI and containers
 # make lint    style checks
 # make bench   speed and memory, per core (some need the model of make demo)
-# make calibration   are the errors true? simulated and real stars, a discriminative peer; figures
-#              in benchmarks/out/ (needs the model of make demo; about 10 minutes)
+# make calibration   are the errors true? simulated and real stars, published extinction laws, a
+#              discriminative peer; figures in benchmarks/out/ (needs the model of make demo; about
+#              12 minutes)
 # make clean   remove .venv, caches and demo/run/
 # Each target first makes .venv and installs into it what it needs; PYTHON picks the interpreter.
 

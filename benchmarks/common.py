@@ -25,15 +25,16 @@ DEFAULT_TRAINING_DATA = ROOT / "demo/run/training_data.h5"
 DEFAULT_OUT = ROOT / "benchmarks/out"
 
 
-def add_arguments(parser, out=True):
+def add_arguments(parser, out=True, model=True):
     """--model, --training-data and --out."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=DEFAULT_MODEL,
-        metavar="FOLDER",
-        help="output folder of train.py (default: demo/run/model)",
-    )
+    if model:
+        parser.add_argument(
+            "--model",
+            type=Path,
+            default=DEFAULT_MODEL,
+            metavar="FOLDER",
+            help="output folder of train.py (default: demo/run/model)",
+        )
     parser.add_argument(
         "--training-data",
         type=Path,

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from scipy import stats
 
 from pipeline import figures
-from pipeline.figures import accuracy, arrays, style
+from pipeline.figures import accuracy, arrays, dust, style
 from pipeline.schema import BANDS, DEFAULT_LABELS, KNOWN_LABELS, Label, LabelSet, Layout
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +91,17 @@ def draw_all(folder, n, damage=lambda array: array, labels=DEFAULT_LABELS):
         "coverage": figures.coverage(
             folder / "coverage.png", damage(rng.random((n, n_labels))), levels,
             damage(np.tile(levels[:, None], (1, n_labels))), labels=labels),
+        "laws": figures.extinction_laws(
+            folder / "laws.png", WAVELENGTHS, XI[1:4], damage(curves()[1:4]),
+            {("law", "a"): damage(WAVELENGTHS ** -1.5), ("law", "b"): WAVELENGTHS ** -1.3},
+            ("law", "a")),
+        "trends": figures.scores_against(
+            folder / "trends.png", epoch[:6] + 13, {
+                (first, second): {"scatter": damage(error[:6]), "pull_width": 1 + error[:6]}
+                for first in ("a", "b") for second in ("x", "y")}, "G (mag)", labels=labels),
+        "outcomes": figures.outcomes(folder / "outcomes.png", {
+            "Stars": {f"star {i}": damage(np.array([0.7, 0.25, 0.05])) for i in range(min(n, 9))},
+            "None": {"nothing": damage(np.array([0.0, 1.0, 0.0]))}}),
     }  # fmt: skip
 
 
@@ -172,7 +183,9 @@ def test_no_figures_without_tracks_groups_or_labels_fail(tmp_path):
     figures.pulls_in_bins(tmp_path / "b.png", [])
     figures.reliability(tmp_path / "c.png", {}, {})
     figures.loss_history(tmp_path / "d.png", [], {})
-    assert len(list(tmp_path.iterdir())) == 4
+    figures.scores_against(tmp_path / "e.png", [], {}, "G (mag)")
+    figures.outcomes(tmp_path / "f.png", {})
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_stars_without_a_value_do_not_change_the_picture(tmp_path):
@@ -260,6 +273,10 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
     (lambda p: figures.residuals_by_wavelength(p, WAVELENGTHS, np.ones((5, 61))), "ratio has"),
     (lambda p: figures.extinction_curve(p, WAVELENGTHS, XI + 0.5, curves()), "xi holds no 0"),
     (lambda p: figures.extinction_curve(p, WAVELENGTHS / 1000, XI, curves()), "must be in nm"),
+    (lambda p: figures.extinction_laws(p, WAVELENGTHS, XI, curves(), {}, ("F99", "3.1")), "has no"),
+    (lambda p: figures.scores_against(p, [1, 2], {("a", ""): {
+        "scatter": np.ones((3, 3)), "pull_width": np.ones((2, 3))}}, "x"), "scatter of"),
+    (lambda p: figures.outcomes(p, {"Stars": {"a": [0.5, 0.5]}}), "a has shape"),
     (lambda p: figures.reliability(p, {"Teff": [1.0]}, {"log g": [1]}), "give both the same"),
     (lambda p: figures.loss_history(p, [1, 2], {"training": [1.0]}), "series 'training' has"),
 ])  # fmt: skip
@@ -355,6 +372,61 @@ def test_wilson_interval_equals_scipys():
     for k, n in ((0, 5), (3, 7), (5, 5), (400, 1000)):
         expected = stats.binomtest(k, n).proportion_ci(stats.norm.cdf(1) * 2 - 1, "wilson")
         np.testing.assert_allclose(arrays.wilson_interval(k, n), expected, atol=1e-12)
+
+
+def test_cases_share_colours_by_their_first_words_and_dashes_by_their_second(drawn):
+    of = {"scatter": np.full((2, 3), 0.05), "pull_width": np.ones((2, 3))}
+    cases = {(first, second): of for first in ("20%", "none") for second in ("2MASS", "without")}
+    figures.scores_against("unused", [14, 17], cases, "G (mag)")
+    lines = drawn[0].axes[0].lines
+    assert [line.get_color() for line in lines] == [*style.CYCLE[:1] * 2, *style.CYCLE[1:2] * 2]
+    assert [line.get_linestyle() for line in lines] == ["-", "--"] * 2
+    np.testing.assert_allclose(lines[0].get_ydata(), 50)  # K
+    legends = [ax.get_legend() for ax in drawn[0].axes[:4:2]]
+    words = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert words == [["20%", "none"], ["2MASS", "without"]]
+
+
+def test_a_log_axis_has_a_tick_at_each_value(drawn):
+    of = {"scatter": np.ones((3, 3)), "pull_width": np.ones((3, 3))}
+    figures.scores_against("unused", [500, 1000, 16000], {("a", ""): of}, "stars", log_x=True)
+    bottom = drawn[0].axes[1]
+    assert bottom.get_xscale() == "log"
+    np.testing.assert_array_equal(bottom.get_xticks(), [500, 1000, 16000])
+    assert drawn[0].axes[2].get_legend() is None, "one kind of dashes needs no legend"
+
+
+def test_bars_of_outcomes_add_up_and_have_their_numbers(drawn):
+    groups = {"Stars": {"as they are": [0.9, 0.06, 0.04], "unknown": [np.nan] * 3}}
+    figures.outcomes("unused", groups)
+    ax = drawn[0].axes[0]
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [90, 6, 4])
+    assert texts(drawn[0]) == ["Stars", "90", "6", "4.0"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["as they are", "unknown"]
+
+
+def test_curves_and_laws_are_1_at_550_nm_and_the_reference_is_1_below(drawn):
+    one = 7 * WAVELENGTHS**-1.2
+    laws = {("one", "a"): one, ("other", "a"): np.where(WAVELENGTHS > 3e3, np.nan, one**2)}
+    reference = ("one", "a")
+    figures.extinction_laws("unused", WAVELENGTHS, XI[1:4], curves()[1:4], laws, reference)
+    top, ratio, excess = drawn[0].axes
+    spectra = [line for line in top.lines if len(line.get_xdata()) == 61]
+    assert len(spectra) == 5
+    for line in spectra:
+        assert np.interp(0.55, line.get_xdata(), line.get_ydata()) == pytest.approx(1, rel=1e-3)
+    np.testing.assert_allclose(ratio.lines[0].get_ydata(), 1)
+    np.testing.assert_allclose(excess.lines[0].get_ydata(), 0, atol=1e-12)
+    for line in excess.lines[::2]:
+        at = np.interp([0.45, 0.55], line.get_xdata(), line.get_ydata())
+        np.testing.assert_allclose(at, 0, atol=2e-3)
+
+
+def test_a_grey_part_of_a_curve_does_not_change_its_colour_excess():
+    curve = (WAVELENGTHS / 550) ** -1.5
+    both = np.stack([curve, 0.7 * curve + 0.2])
+    first, second = dust.colour_excesses(WAVELENGTHS[:N_XP], both)
+    np.testing.assert_allclose(first, second)
 
 
 # ---- labels and bands are data ---------------------------------------------------------------

@@ -42,7 +42,7 @@ from pipeline.schema import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/files.md", "data/README.md")
+PAGES = ("README.md", "docs/files.md", "docs/flags.md", "data/README.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OPENED = re.compile(r"<!-- table:")
 # What is no shard, and who makes it.

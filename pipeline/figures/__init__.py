@@ -15,16 +15,21 @@ Nothing here imports pyplot, so no figure stays open and no setting of the calle
 
 from pipeline.figures.accuracy import inferred_against_label, kiel_diagram, residuals_by_wavelength
 from pipeline.figures.calibration import coverage, pulls_in_bins, reliability
+from pipeline.figures.dust import extinction_laws
 from pipeline.figures.training import extinction_curve, loss_history, model_spectra
+from pipeline.figures.trends import outcomes, scores_against
 
 __all__ = [
     "coverage",
     "extinction_curve",
+    "extinction_laws",
     "inferred_against_label",
     "kiel_diagram",
     "loss_history",
     "model_spectra",
+    "outcomes",
     "pulls_in_bins",
     "reliability",
     "residuals_by_wavelength",
+    "scores_against",
 ]

@@ -51,9 +51,10 @@ def name_bands(ax, wavelengths):
         )
 
 
-def draw_fluxes(ax, wavelengths, values, n_xp, colour, **style):
+def draw_fluxes(ax, wavelengths, values, n_xp, colour, marker="o", **style):
     """One curve: the first n_xp as a line, photometric bands as points, x in um."""
     um = wavelengths / 1000
-    bands = {"color": colour, "ms": 4.5, "mew": 0, "zorder": style.get("zorder", 2)}
+    size = {"ms": 4.5, "mew": 0} if marker == "o" else {"ms": 12, "mew": 1.5}
+    bands = {"color": colour, "zorder": style.get("zorder", 2)} | size
     ax.plot(um[:n_xp], values[:n_xp], color=colour, **style)
-    ax.plot(um[n_xp:], values[n_xp:], "o", **bands)
+    ax.plot(um[n_xp:], values[n_xp:], marker, **bands)

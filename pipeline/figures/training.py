@@ -1,6 +1,5 @@
 """Figures of a training: losses, and what the model has learned."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pipeline.figures.arrays import checked, limits_of, size_of_spectrum
+from pipeline.figures.dust import curves_at_norm
 from pipeline.figures.spectra import FEWER_UM, draw_fluxes, name_bands, wavelength_axis
 from pipeline.figures.style import (
     BLACK,
@@ -25,7 +25,6 @@ from pipeline.figures.style import (
 from pipeline.schema import DEFAULT_LABELS
 
 DASHES = ("-", "--", "-.", ":")
-NORM_NM = 550.0  # where extinction curves are set to 1
 ONE_VALUE = 0.04  # of a label's tolerance: stars within it have the same
 
 
@@ -131,7 +130,7 @@ def extinction_curve(
     if not np.any(np.abs(xi) < 1e-6):
         raise ValueError("xi holds no 0, the curve that others are compared with: add it")
     n_xp = size_of_spectrum(wavelengths, n_xp)
-    curve = _normalised(wavelengths[:n_xp], ln_curve)
+    curve = curves_at_norm(wavelengths[:n_xp], ln_curve)
     ratio = curve / curve[np.nanargmin(np.abs(xi))]
     with drawing(path, 6.4, title) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
@@ -144,14 +143,6 @@ def extinction_curve(
         name_bands(top, wavelengths[n_xp:])
         _extinction_axes(figure, top, bottom, wavelengths, norm, xi)
     return Path(path)
-
-
-def _normalised(xp, ln_curve):
-    """Curves (k, n_wl), 1 at NORM_NM, of ln R (k, n_wl) whose first wavelengths are xp (n,)."""
-    if not xp.size or not xp.min() <= NORM_NM <= xp.max():
-        raise ValueError("wavelengths must be in nm and hold 550 nm, where curves are set to 1")
-    at_norm = [np.interp(math.log(NORM_NM), np.log(xp), row[: len(xp)]) for row in ln_curve]
-    return np.exp(ln_curve - np.array(at_norm)[:, None])
 
 
 def _symmetric(xi):
