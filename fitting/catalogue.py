@@ -60,11 +60,8 @@ def solve_stars(data, solver, errors, alarms=None):
     errors: `posterior.ErrorModel`. alarms: `trained_model.Alarms`; where the parallax is in tension
     with the fluxes by these, the solution without it is the second one.
     """
-    model, seen = solver.model, solver.seen(data)
-    odd = odd_columns(seen, data, model)
-    data, rows = doubted(data, *tension(data, seen.distance, model))
-    if seen.direct is not None and len(rows):
-        seen.direct[:, rows] = solver.seen(data.take(rows)).direct
+    model = solver.model
+    data, seen, odd = trusted(data, solver)
     modes = solver.solve(data, seen.direct)
     if alarms is not None:
         _solve_without_parallax(modes, data, seen, solver, alarms.tense(odd["parallax_tension"]))
@@ -97,6 +94,22 @@ def solve_stars(data, solver, errors, alarms=None):
         "ln_post": -best.phi,
     }
     return found | odd | _direct_columns(seen.direct, len(data), model), best.converged
+
+
+def trusted(data, solver):
+    """`StarData` whose parallaxes are trusted as far as the fluxes allow, what is `Seen` of it by a
+    `StarSolver`, and `odd_columns` of the stars as they were."""
+    seen = solver.seen(data)
+    odd = odd_columns(seen, data, solver.model)
+    data, rows = doubted(data, *tension(data, seen.distance, solver.model))
+    if seen.direct is not None and len(rows):
+        seen.direct[:, rows] = solver.seen(data.take(rows)).direct
+    return data, seen, odd
+
+
+def chi2_per_flux(found, data):
+    """chi^2 (N,) for each XP flux used, of inferred columns."""
+    return found["chi2_opt"] / (data.observed.used[:, : data.channels.n_xp] > 0).sum(1)
 
 
 def _solve_without_parallax(modes, data, seen, solver, tense):
@@ -177,7 +190,7 @@ def _conditions(found, confidence, data, trained):
         flags.confidence_flag(label.name): confidence[:, k] < flags.CONFIDENCE_LIMIT
         for k, label in enumerate(model.labels)
     } | {
-        "CHI2": found["chi2_opt"] > flags.CHI2_PER_XP_FLUX * used[:, : channels.n_xp].sum(1),
+        "CHI2": chi2_per_flux(found, data) > trained.alarms.chi2,
         "LN_PRIOR": found["ln_prior"] < model.prior.ln_prior_floor,
         "PARALLAX": off_parallax > flags.PARALLAX_SIGMAS * data.parallax_err,
         "BAD_INPUT": ~np.isfinite(est).all(1),

@@ -7,23 +7,26 @@ from scipy.optimize import minimize
 
 from fitting.batches import N_KINDS
 from fitting.catalogue import (
+    chi2_per_flux,
     infer,
     known_features,
     label_estimates,
     odd_columns,
     solve_stars,
+    trusted,
 )
 from fitting.confidence import fit_confidence, is_right
 from fitting.observed import StarData
 from fitting.posterior import ErrorModel, needed_factors, physical, pool, pool_loss, widened
 from fitting.simulation import simulate
 from fitting.trained_model import Alarms, TrainedModel, TrainingRange
+from pipeline.schema import flags
 
 MIN_POOL_STARS = 30  # fewer cannot calibrate the pool: the forward model is left alone
 START_WEIGHTS = (0.5, 0.5)  # of the pool
 SIMULATED_LEVELS = 3  # brightnesses at which stars calibrate: as they are, and fainter
-# Of ordinary stars, for each alarm; parallaxes twice, as wrong ones are hard to tell.
-FALSE_ALARMS, FALSE_TENSION = 0.01, 0.02
+# Of ordinary stars, for each alarm; more where what is wrong is hard to tell.
+FALSE_ALARMS, FALSE_CHI2, FALSE_TENSION = 0.01, 0.015, 0.02
 LEAST_TENSION, LEAST_PROBABILITY = 3.0, 0.5  # alarms are not below
 WIDEST_STEP = 1e-3  # of a level, at least: levels ascend
 
@@ -81,7 +84,7 @@ def trained_model(trainer, solver):
         if len(rows)
     ]
     errors = error_model(trainer, solver, sets)
-    alarms = fitted_alarms(solver, sets)
+    alarms = fitted_alarms(solver, sets, chi2_alarm(solver, sets))
     odd = odd_sets(trainer, rows) if len(rows) else []
     confidence = fitted_confidence(trainer, solver, sets, odd, errors)
     return TrainedModel(trainer.model, errors, confidence, training_range(trainer), alarms)
@@ -103,8 +106,9 @@ def odd_sets(trainer, rows):
     return out
 
 
-def fitted_alarms(solver, sets):
-    """`Alarms` that a share of the calibration stars set, at the brightness where most do."""
+def fitted_alarms(solver, sets, chi2=flags.LEAST_CHI2):
+    """`Alarms` that a share of the calibration stars set, at the brightness where most do; chi2: of
+    `chi2_alarm`."""
     found = [odd_columns(solver.seen(one.data), one.data, solver.model) for one in sets]
 
     def limit(name, least, share=FALSE_ALARMS):
@@ -117,7 +121,17 @@ def fitted_alarms(solver, sets):
         limit("parallax_tension", LEAST_TENSION, FALSE_TENSION),
         limit("blend_probability", LEAST_PROBABILITY),
         limit("strange_probability", LEAST_PROBABILITY),
+        chi2,
     )
+
+
+def chi2_alarm(solver, sets):
+    """chi^2 for each XP flux that FALSE_CHI2 of the calibration stars exceed, where most do."""
+    alone, limits = ErrorModel.curvature_alone(len(solver.model.coordinates)), []
+    for one in sets:
+        found, _ = solve_stars(one.data, solver, alone)
+        limits.append(np.nanquantile(chi2_per_flux(found, one.data), 1 - FALSE_CHI2))
+    return max([flags.LEAST_CHI2, *limits])
 
 
 def training_range(trainer):
@@ -172,9 +186,8 @@ def pool_weights(solver, one, factors):
     model, seen = solver.model, []
     z = model.standardised(one.label)[:, model.is_forward]
     for shown in (one, one.without_parallax()):
-        data = shown.data
-        direct = solver.seen(data).direct
-        modes = solver.solve(data, direct)
+        data, own, _ = trusted(shown.data, solver)
+        direct, modes = own.direct, solver.solve(data, own.direct)
         first, second = (solver.gaussian(data, mode) for mode in (modes.best, modes.second))
         ln_ratio = modes.best.phi - modes.second.phi
         of_star = np.where(data.useful_parallax[:, None], *factors)

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 from scipy.stats import norm
 
-WRONG_SHARE = 0.05  # of parallaxes, before anything is known of the star
+WRONG_SHARE = 0.03  # of parallaxes, before anything is known of the star
 WRONG_RANGE = 3.0  # of ln plx, either way, where wrong ones are
 NOTICEABLE = 0.2  # of both errors: additions to them below are left out
 

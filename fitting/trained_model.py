@@ -7,6 +7,7 @@ import numpy as np
 from fitting.confidence import Confidence
 from fitting.posterior import ErrorModel
 from fitting.stellar_model import StellarModel
+from pipeline.schema import flags
 
 MOST_HULL_LABELS = 4  # of more labels, a convex hull has too many faces: a box takes its place
 INSIDE = 1e-6  # of the hull: rounding
@@ -48,11 +49,13 @@ def _faces(theta):
 
 @dataclass(frozen=True)
 class Alarms:
-    """Above what an ordinary star is rarely: |parallax_tension|, blend_ and strange_probability."""
+    """Above what an ordinary star is rarely: |parallax_tension|, blend_ and strange_probability,
+    chi^2 for each XP flux used."""
 
     tension: float
     blend: float
     strange: float
+    chi2: float = flags.LEAST_CHI2
 
     def tense(self, tension):
         """Where a parallax is in tension with the fluxes (N,) bool."""

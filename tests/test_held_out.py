@@ -235,6 +235,7 @@ def test_few_calibration_stars_leave_the_forward_model_alone(trainer, monkeypatc
     with_factors(monkeypatch)
     monkeypatch.setattr(held_out, "fitted_confidence", lambda *args: "a confidence")
     monkeypatch.setattr(held_out, "fitted_alarms", lambda *args: "alarms")
+    monkeypatch.setattr(held_out, "chi2_alarm", lambda *args: 2.0)
     fitted = []
     monkeypatch.setattr(
         held_out, "pool_weights", lambda *args: fitted.append(1) or np.array([0.5, 0.5])
@@ -245,6 +246,25 @@ def test_few_calibration_stars_leave_the_forward_model_alone(trainer, monkeypatc
         np.testing.assert_array_equal(found.errors.pool_weights, [expected])
         assert (found.confidence, found.alarms) == ("a confidence", "alarms")
     assert len(fitted) == 1
+
+
+def test_chi2_alarm_is_what_few_calibration_stars_exceed_at_the_worst_brightness(monkeypatch):
+    rng, n, n_xp = np.random.default_rng(0), 2000, 61
+    data = SimpleNamespace(
+        observed=SimpleNamespace(used=np.ones((n, 66))), channels=SimpleNamespace(n_xp=n_xp)
+    )
+    chi2 = {name: n_xp * most * rng.random(n) for name, most in (("a", 3.0), ("b", 5.0))}
+    monkeypatch.setattr(held_out, "solve_stars", lambda one, *_: ({"chi2_opt": one.chi2}, None))
+    sets = []
+    for values in chi2.values():
+        shown = SimpleNamespace(**vars(data), chi2=values)
+        sets.append(Calibrators(shown, None, None))
+    solver = SimpleNamespace(model=SimpleNamespace(coordinates=range(6)))
+    share = 1 - held_out.FALSE_CHI2
+    assert held_out.chi2_alarm(solver, sets) == pytest.approx(5 * share, rel=0.01)
+    assert held_out.chi2_alarm(solver, sets[:1]) == pytest.approx(3 * share, rel=0.01)
+    sets[0].data.chi2[:] = 1.0
+    assert held_out.chi2_alarm(solver, sets[:1]) == held_out.chi2_alarm(solver, []) == 2.0
 
 
 def test_without_a_direct_estimate_the_catalogue_is_the_forward_model_alone(

@@ -64,11 +64,11 @@ Coverage = _flags(
 
 # Of `quality_flags`. Bits 0 to 5 mean what they mean in the catalogue of Zhang, Green & Rix (2023).
 CONFIDENCE_LIMIT = 0.5
-CHI2_PER_XP_FLUX = 2.0
+LEAST_CHI2 = 2.0  # for each XP flux used: fits below are never poor
 PARALLAX_SIGMAS = 10.0
 LEAST_FIDELITY = 0.5
 _QUALITY = {
-    "CHI2": (8, f"chi^2 above {CHI2_PER_XP_FLUX:g} for each XP flux used"),
+    "CHI2": (8, f"chi^2 above {LEAST_CHI2:g} for each XP flux used, and what ordinary stars have"),
     "LN_PRIOR": (16, "a type as rare as the rarest 0.1% of the training stars"),
     "PARALLAX": (32, f"more than {PARALLAX_SIGMAS:g} sigma from the observed parallax"),
     "NOT_CONVERGED": (64, "the solver did not converge"),
