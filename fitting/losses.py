@@ -13,7 +13,7 @@ DIRECT_NU = 6.0  # degrees of freedom of the direct estimate's errors: labels ar
 SPECTRUM_SCATTER = 0.05  # of fluxes about the mean spectrum, besides their errors
 MOST_LN_RATIO = 3.0  # of flux over model
 RIDGE = 1e-3
-EXT_SHARE = 0.1  # of the spectrum loss: that of the star's own E, against what is known of it
+EXT_SHARE = 0.3  # of the spectrum loss: that of the star's own E, against what is known of it
 PIVOT_NM, EXTINCTION_ERR = 550.0, 0.1  # of ln A(band) / A(550 nm), where it is held
 LN_CDF_SERIES = -4.0  # below, the ln of the normal distribution function goes as its tail
 
