@@ -10,7 +10,13 @@ import numpy as np
 from fitting.confidence import confidence_features
 from fitting.observed import StarData, used_fluxes
 from fitting.parallaxes import doubted, tension
-from fitting.posterior import estimates, pool, signed_extinction, widened
+from fitting.posterior import (
+    estimates,
+    linear_in_extinction,
+    pool,
+    signed_extinction,
+    widened,
+)
 from pipeline.schema import flags, inferred_columns
 
 MIN_XP_FLUXES = 20  # fewer say too little to solve for a star's parameters
@@ -75,7 +81,9 @@ def solve_stars(data, solver, errors, alarms=None):
     if seen.direct is not None and weights[:, 1].any():
         direct = seen.direct[:, :, model.is_forward]
         pooled = estimates(pool(whole, *direct, weights), model)
-    signed = signed_extinction(first.linear, factors, direct, weights, model.coordinates)
+    linear = linear_in_extinction(first.mean, *first.point, model.coordinates)
+    signed = signed_extinction(linear, factors, direct, weights, model.coordinates)
+    signed = np.where(np.isfinite(pooled.est[:, 0]), signed, np.nan)
     triangle = np.triu_indices(len(model.coordinates))
     found = {
         "stellar_params_est": pooled.est,

@@ -15,12 +15,12 @@ from fitting.coordinates import Coordinates
 @dataclass(frozen=True)
 class Gaussian:
     """A Gaussian in the coordinates u of each of N stars: mean (N, n), precision (N, n, n), both
-    float64; NaN in a precision where nothing is known. linear: the same, made by
-    `linear_in_extinction`."""
+    float64; NaN in a precision where nothing is known. point: the Hessian (N, n, n) and the
+    gradient (N, n) of -ln posterior at the mean as they are, where the precision is another."""
 
     mean: np.ndarray
     precision: np.ndarray
-    linear: "Gaussian | None" = None
+    point: tuple | None = None
 
 
 @dataclass
@@ -182,8 +182,11 @@ def linear_in_extinction(u, hessian, gradient, at):
 
 
 def signed_extinction(linear, factors, direct, weights, at):
-    """E of either sign (N,) and its error, of N stars: `Gaussian.linear`, with the errors' factors
-    (N, n) and the direct estimate (2, N, K), or None, pooled in with weights (N, 2)."""
+    """E of either sign (N,) and its error, of N stars.
+
+    linear: of `linear_in_extinction`. factors (N, n): of the errors. direct (2, N, K): the direct
+    estimate, pooled in with weights (N, 2); or None.
+    """
     precision = linear.precision / (factors[:, :, None] * factors[:, None])
     mean = linear.mean.copy()
     if direct is not None:

@@ -17,7 +17,7 @@ from fitting.algebra import cholesky_small, solve_small
 from fitting.direct import direct_inputs, hide_parallax
 from fitting.families import Families
 from fitting.objective import MixtureTerm, Objective, Point, gaussian_prior
-from fitting.posterior import Gaussian, linear_in_extinction
+from fitting.posterior import Gaussian
 from fitting.starts import StartSearch
 from pipeline.quiet_tensorflow import tf
 
@@ -250,8 +250,7 @@ class Minimiser:
                     axes * (less * curvature)[:, None]
                 ) @ axes.transpose(0, 2, 1)
             out[rows] = hessian[: len(rows)]
-        mean = solution.u.astype("f8")
-        return Gaussian(mean, out, linear_in_extinction(mean, point, gradient, self.at))
+        return Gaussian(solution.u.astype("f8"), out, (point, gradient))
 
     def _a_sigma_away(self, u, curvature, axes):
         """Points (2 n_free + 1, n, N) float32: u (N, n), and a sigma up and down each of its

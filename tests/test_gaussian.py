@@ -7,7 +7,12 @@ from model_oracle import Oracle, Star, curvature, slope
 from scipy import optimize
 
 from fitting import star_solver as star_solver_module
-from fitting.posterior import estimates, physical, signed_extinction
+from fitting.posterior import (
+    estimates,
+    linear_in_extinction,
+    physical,
+    signed_extinction,
+)
 from fitting.star_solver import StarSolver
 from pipeline.statistics import robust_width
 
@@ -262,7 +267,8 @@ def test_star_without_dust_is_not_stuck(star_solver, oracle, dustless, at):
 
 def test_extinction_of_either_sign_is_what_the_fluxes_look_like(star_solver, dustless, at):
     best = star_solver.solve(dustless).best
-    linear = star_solver.gaussian(dustless, best).linear
+    found = star_solver.gaussian(dustless, best)
+    linear = linear_in_extinction(found.mean, *found.point, at)
     one = np.ones((len(dustless), 2))
     ext, err = signed_extinction(linear, np.ones_like(best.u), None, one, at)
     assert (np.abs(ext - np.repeat(BELOW_ZERO, 4)) < 0.5 * err).all()
