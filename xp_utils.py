@@ -340,11 +340,39 @@ def _require_rows(xp, tables, metadata, n_stars):
                 raise ValueError(f"{kind} {name}: {len(column)} rows, expected {n_stars}")
 
 
+def sampled_columns(xp, basis):
+    """What flux vectors take of spectra: columns of `schema.columns.SAMPLED`, but for the id.
+
+    Args and errors: see `flux_vectors`.
+    """
+    n_stars, n_xp = len(xp["bp_coefficients"]), len(basis.wavelengths)
+    out = {
+        "xp_flux": np.zeros((n_stars, n_xp), np.float32),
+        "xp_flux_err": np.full((n_stars, n_xp), np.inf, np.float32),
+        "input_flags": np.zeros(n_stars, np.uint16),
+    }
+    if basis.fine is not None:
+        out["xp_fine"] = np.full((n_stars, len(basis.fine.wavelengths)), np.nan, np.float16)
+    required, optional = xp_columns(basis.release)
+    spectra = {name: np.asarray(xp[name]) for name in (*required, *optional) if name in xp}
+    scratch = _scratch(basis, CHUNK_STARS)
+    for start in range(0, n_stars, CHUNK_STARS):
+        rows = slice(start, min(start + CHUNK_STARS, n_stars))
+        n = rows.stop - start
+        columns = _xp_chunk(_chunk(spectra, start), basis, scratch)
+        for name, values in zip(
+            ("xp_flux", "xp_flux_err", "input_flags", "xp_fine"), columns, strict=True
+        ):
+            if values is not None:
+                out[name][rows] = values[:n]
+    return out
+
+
 def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY):
     """The flux vector of each star, with errors: n_xp XP fluxes, then the photometric bands.
 
     Args:
-        xp: dict with `xp_columns` of the release, see `sample_xp`.
+        xp: dict with `xp_columns` of the release, see `sample_xp`; or with `sampled_columns`.
         tables: {survey: dict with rows aligned with xp, or None}; see `photometry_flux`.
         metadata: dict with the columns of the metadata that cuts ask for (N,), NaN where missing.
         basis: XPBasis of the release. photometry: see `photometry_flux`.
@@ -356,33 +384,22 @@ def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY):
         KeyError: a column is missing. ValueError: a shape or a number of rows does not fit, or the
         spectra are of another basis than the release's.
     """
-    n_stars, n_xp = len(xp["bp_coefficients"]), len(basis.wavelengths)
+    n_stars = len(xp["xp_flux" if "xp_flux" in xp else "bp_coefficients"])
     _require_rows(xp, tables, metadata, n_stars)
+    xp, n_xp = xp if "xp_flux" in xp else sampled_columns(xp, basis), len(basis.wavelengths)
     surveys, bands = photometry
+    flux, err = photometry_flux(tables, metadata, photometry)
     result = FluxVectors(
         np.zeros((n_stars, n_xp + len(bands)), np.float32),
         np.full((n_stars, n_xp + len(bands)), np.inf, np.float32),
-        np.zeros(n_stars, np.uint16),
+        xp["input_flags"].astype(np.uint16),
+        xp.get("xp_fine"),
     )
-    if basis.fine is not None:
-        shape = (n_stars, len(basis.fine.wavelengths))
-        result.xp_fine = np.full(shape, np.nan, np.float16)
-    flux, err = photometry_flux(tables, metadata, photometry)
+    result.flux[:, :n_xp], result.flux_err[:, :n_xp] = xp["xp_flux"], xp["xp_flux_err"]
     result.flux[:, n_xp:], result.flux_err[:, n_xp:] = flux, err
     for name, survey in surveys.items():
         own = [k for k, band in enumerate(bands) if band.survey == name]
         result.input_flags[np.isinf(err[:, own]).all(axis=1)] |= survey.flag.bit
-    required, optional = xp_columns(basis.release)
-    spectra = {name: np.asarray(xp[name]) for name in (*required, *optional) if name in xp}
-    scratch = _scratch(basis, CHUNK_STARS)
-    for start in range(0, n_stars, CHUNK_STARS):
-        rows = slice(start, min(start + CHUNK_STARS, n_stars))
-        flux, err, flags, fine = _xp_chunk(_chunk(spectra, start), basis, scratch)
-        n = rows.stop - start
-        if fine is not None:
-            result.xp_fine[rows] = fine[:n]
-        result.flux[rows, :n_xp], result.flux_err[rows, :n_xp] = flux[:n], err[:n]
-        result.input_flags[rows] |= flags[:n]
     return result
 
 

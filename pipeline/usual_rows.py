@@ -6,7 +6,6 @@ JSON writes numbers. Those are most of the archive's; simdjson reads them, and r
 float() does. Every other row (null, nan, an empty array, other quotes) is left to the caller.
 """
 
-import contextlib
 import re
 
 import numpy as np
@@ -17,6 +16,7 @@ except ImportError:  # the caller does without: see `available`
     simdjson = None
 
 DTYPES = {"d": np.dtype("f8"), "i": np.dtype("i8")}  # of simdjson's arrays
+LIST = ord("[")
 # A whole number for JSON, in which simdjson drops the sign. Not "-0.5" or "1e-05".
 NEGATIVE_ZERO = re.compile(rb"-0(?![.eE\d])")
 
@@ -75,16 +75,18 @@ class UsualRows:
         """
         n, parsed = len(lines), np.zeros(len(lines), bool)
         table = {name: np.zeros((n, c.length), c.dtype) for name, c in self._arrays.items()}
-        whole, real = np.zeros((n, len(self._whole)), "i8"), np.zeros((n, len(self._real)))
-        for i, line in enumerate(lines):
-            views = [table[name][i] for name in self._arrays]
-            with contextlib.suppress(*UNUSUAL):
-                self._parse_row(line, views, whole[i], real[i])
-                parsed[i] = True
-        for columns, numbers in ((self._whole, whole), (self._real, real)):
+        cells = [()] * n
+        for i, (line, *views) in enumerate(zip(lines, *table.values(), strict=True)):
+            try:
+                cells[i] = self._parse_row(line, views)
+            except UNUSUAL:
+                continue
+            parsed[i] = True
+        for columns, kind in ((self._whole, "i"), (self._real, "d")):
+            numbers = self._parse_numbers(cells, parsed, columns, kind)
             for (name, column), wide in zip(columns.items(), numbers.T, strict=True):
                 table[name] = wide.astype(column.dtype)
-                if column.dtype.kind == "i":
+                if kind == "i":
                     parsed &= table[name] == wide
         self._leave_negative_zeros(lines, table, parsed)
         if not parsed.all():
@@ -92,40 +94,63 @@ class UsualRows:
                 column[~parsed] = 0
         return table, parsed
 
-    def _parse_row(self, line, arrays, whole, real):
-        """Fill the views of one row; raises one of UNUSUAL where its form is another."""
+    def _parse_row(self, line, arrays) -> list[bytes]:
+        """Fill views of the arrays of a row; its cells. Raises one of UNUSUAL for another form."""
         spans = quoted_spans(line, len(arrays))
-        begins, ends = (
-            [0, *(stop + 1 for _, stop in spans)],
-            [*(start - 1 for start, _ in spans), None],
-        )
-        outside = [line[begin:end] for begin, end in zip(begins, ends, strict=True)]
-        cells = b"".join(outside).rstrip(b"\r\n").split(b",")
+        begins, ends = [0], []
+        for start, stop in spans:
+            ends.append(start - 1)
+            begins.append(stop + 1)
+        outside = [line[begin:end] for begin, end in zip(begins, [*ends, None], strict=True)]
+        numbers = b"".join(outside).rstrip(b"\r\n")
+        cells = numbers.split(b",")
         if (
             [part.count(b",") for part in outside] != self._commas
             or any(cells[place] for place in self._array_places)
             or not cells[self._id_place].isdigit()
-            or not line.isascii()
+            or not numbers.isascii()  # nor are the arrays anything else, where they are numbers
         ):
             raise UnusualError
-        for out, columns, kind in ((whole, self._whole, "i"), (real, self._real, "d")):
-            chosen = b",".join([cells[column.place] for column in columns.values()])
-            if b"[" in chosen:
-                raise UnusualError
-            self._fill(out, b"[" + chosen + b"]", kind)
-        view = memoryview(line)
+        text = memoryview(line)
         for out, (start, stop) in zip(arrays, spans, strict=True):
             # A list within the list would be read as part of it.
-            if line[start : start + 1] != b"[" or line.find(b"[", start + 1, stop) >= 0:
+            if line[start] != LIST or line.find(b"[", start + 1, stop) >= 0:
                 raise UnusualError
-            self._fill(out, view[start:stop], "d")
+            out[:] = self._list(text[start:stop], len(out), "d")
+        return cells
 
-    def _fill(self, out, text, kind):
-        """Put the numbers of a list into a view; UnusualError where they are not as many."""
-        numbers = np.frombuffer(self._parser.parse(text).as_buffer(of_type=kind), DTYPES[kind])
-        if len(numbers) != len(out):
+    def _parse_numbers(self, cells, parsed, columns, kind) -> np.ndarray:
+        """The cells of some columns as (n, columns) numbers; unsets `parsed` where they are none.
+
+        All rows at once or, where that fails, one by one.
+        """
+        numbers = np.zeros((len(cells), len(columns)), DTYPES[kind])
+        places, rows = [column.place for column in columns.values()], np.flatnonzero(parsed)
+        texts = [b",".join([cells[i][place] for place in places]) for i in rows]
+        try:
+            flat = self._list_of(texts, len(places) * len(rows), kind)
+            numbers[rows] = flat.reshape(len(rows), len(places))
+        except UNUSUAL:
+            for i, text in zip(rows, texts, strict=True):
+                try:
+                    numbers[i] = self._list_of([text], len(places), kind)
+                except UNUSUAL:
+                    parsed[i] = False
+        return numbers
+
+    def _list_of(self, texts, n, kind) -> np.ndarray:
+        """As `_list`, of cells joined by commas."""
+        text = b",".join(texts)
+        if b"[" in text:
             raise UnusualError
-        out[:] = numbers
+        return self._list(b"[" + text + b"]", n, kind)
+
+    def _list(self, text, n, kind) -> np.ndarray:
+        """The n numbers of a list; UnusualError where they are not as many."""
+        numbers = np.frombuffer(self._parser.parse(text).as_buffer(of_type=kind), DTYPES[kind])
+        if len(numbers) != n:
+            raise UnusualError
+        return numbers
 
     def _leave_negative_zeros(self, lines, table, parsed):
         """Unset `parsed` of rows with a zero that may have lost its sign."""

@@ -22,6 +22,7 @@ from pipeline.errors import ShardError
 from pipeline.read import HDF5_ERRORS, check_whole, id_hash
 
 CHUNK_BYTES = 1 << 18  # of a dataset's chunk: small enough for sparse rows, large enough for gzip
+GROWN_ROWS = 8192  # most in a chunk where the number of rows is not known before
 
 
 def _storable(values) -> np.ndarray:
@@ -88,6 +89,9 @@ class _Column:
     written: np.ndarray | None  # (n_rows,) bool; None for a free array
     digest: object
     next_row: int = 0
+
+    def __post_init__(self):
+        self.row_shape, self.dtype = self.dataset.shape[1:], self.dataset.dtype
 
     def grow(self, n_rows):
         """Have at least so many rows."""
@@ -190,12 +194,12 @@ class ShardWriter:
         column = self._columns[name]
         stop = start + len(array)
         most = stop if self._grows else self.n_rows
-        if array.shape[1:] != column.dataset.shape[1:] or not 0 <= start <= stop <= most:
+        if array.shape[1:] != column.row_shape or not 0 <= start <= stop <= most:
             raise ShardError(
                 f"{self.path}: dataset {name} of shape {column.dataset.shape} "
                 f"cannot take an array of shape {array.shape} at row {start}"
             )
-        array = self._cast(name, array, column.dataset.dtype)
+        array = self._cast(name, array, column.dtype)
         with self._writing():
             column.grow(stop)
             column.dataset[start:stop] = array
@@ -237,8 +241,8 @@ class ShardWriter:
         # Neither scalars nor empty datasets can be chunked.
         if shape and min(shape[1:] if grows else shape, default=1) > 0:
             row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:])))
-            chunk_rows = max(1, CHUNK_BYTES // row_bytes)
-            chunk_rows = chunk_rows if grows else min(shape[0], chunk_rows)
+            most = GROWN_ROWS if grows else shape[0]
+            chunk_rows = min(most, max(1, CHUNK_BYTES // row_bytes))
             filters = {"chunks": (chunk_rows, *shape[1:]), "fletcher32": True}
             if grows:
                 filters["maxshape"] = (None, *shape[1:])

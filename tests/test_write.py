@@ -176,7 +176,7 @@ def test_temporary_file_of_a_live_writer_is_left_alone_until_a_day_old(tmp_path)
 
 
 def write_in_parts(path, n_rows, sizes, short=0):
-    """A table in parts; n_rows None: the file grows; short: rows of "noise" that each part lacks."""
+    """A table in parts; n_rows None: the file grows; short: rows of "noise" left out of a part."""
     n, rng = sum(sizes), np.random.default_rng(1)
     table = {
         "source_id": np.arange(n),
