@@ -70,7 +70,7 @@ except ImportError:  # gzip does, at a fifth of the speed
     igzip = None
 
 SCRIPT = "convert_xp_csv"
-CHUNK_ROWS = 512  # 20 MB of text, 7 MB of numbers
+CHUNK_ROWS = 768  # 30 MB of text, 10 MB of numbers
 READ_BYTES = 1 << 20  # read at a time
 FIELD_BYTES = 1 << 20  # longest cell; the correlations of a band take 20 kB
 MOST_UNUSABLE = 10  # rows of a file; the archive's 614517-614573 is reported to have one odd row
