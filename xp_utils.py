@@ -343,15 +343,47 @@ def _require_rows(xp, tables, metadata, n_stars):
                 raise ValueError(f"{kind} {name}: {len(column)} rows, expected {n_stars}")
 
 
+def sampled_columns(xp, basis, noise=None, g=None):
+    """What flux vectors take of spectra: columns of `schema.columns.SAMPLED`, but for the id.
+
+    noise: `NoiseSums` to which the usable ones are added, by their G magnitudes g (N,). Other args
+    and errors: see `flux_vectors`.
+    """
+    n_stars, n_xp = len(xp["bp_coefficients"]), len(basis.wavelengths)
+    out = {
+        "xp_flux": np.zeros((n_stars, n_xp), np.float32),
+        "xp_flux_err": np.full((n_stars, n_xp), np.inf, np.float32),
+        "input_flags": np.zeros(n_stars, np.uint16),
+    }
+    if basis.fine is not None:
+        out["xp_fine"] = np.full((n_stars, len(basis.fine.wavelengths)), np.nan, np.float16)
+    required, optional = xp_columns(basis.release)
+    spectra = {name: np.asarray(xp[name]) for name in (*required, *optional) if name in xp}
+    scratch = _scratch(basis, CHUNK_STARS)
+    for start in range(0, n_stars, CHUNK_STARS):
+        rows = slice(start, min(start + CHUNK_STARS, n_stars))
+        n = rows.stop - start
+        *columns, bands = _xp_chunk(_chunk(spectra, start), basis, scratch)
+        if noise is not None:
+            noise.add(bands, g[rows], columns[2][:n] == 0)
+        for name, values in zip(
+            ("xp_flux", "xp_flux_err", "input_flags", "xp_fine"), columns, strict=True
+        ):
+            if values is not None:
+                out[name][rows] = values[:n]
+    return out
+
+
 def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY, noise=None):
     """The flux vector of each star, with errors: n_xp XP fluxes, then the photometric bands.
 
     Args:
-        xp: dict with `xp_columns` of the release, see `sample_xp`.
+        xp: dict with `xp_columns` of the release, see `sample_xp`; or with `sampled_columns`.
         tables: {survey: dict with rows aligned with xp, or None}; see `photometry_flux`.
         metadata: dict with the columns of the metadata that cuts ask for (N,), NaN where missing.
         basis: XPBasis of the release. photometry: see `photometry_flux`.
-        noise: `NoiseSums` to which the usable spectra are added, by `G_FLUX` of the metadata.
+        noise: `NoiseSums` to which the usable spectra that are coefficients are added, by `G_FLUX`
+            of the metadata.
 
     Returns:
         FluxVectors. Every star has a row; what cannot be used has flux 0, error inf and a flag.
@@ -360,35 +392,24 @@ def flux_vectors(xp, tables, metadata, basis, photometry=PHOTOMETRY, noise=None)
         KeyError: a column is missing. ValueError: a shape or a number of rows does not fit, or the
         spectra are of another basis than the release's.
     """
-    n_stars, n_xp = len(xp["bp_coefficients"]), len(basis.wavelengths)
+    n_stars = len(xp["xp_flux" if "xp_flux" in xp else "bp_coefficients"])
     _require_rows(xp, tables, metadata, n_stars)
-    surveys, bands = photometry
+    if "xp_flux" not in xp:
+        g = None if noise is None else basis.release.g_magnitudes(metadata[G_FLUX])
+        xp = sampled_columns(xp, basis, noise, g)
+    n_xp, (surveys, bands) = len(basis.wavelengths), photometry
+    flux, err = photometry_flux(tables, metadata, photometry)
     result = FluxVectors(
         np.zeros((n_stars, n_xp + len(bands)), np.float32),
         np.full((n_stars, n_xp + len(bands)), np.inf, np.float32),
-        np.zeros(n_stars, np.uint16),
+        xp["input_flags"].astype(np.uint16),
+        xp.get("xp_fine"),
     )
-    if basis.fine is not None:
-        shape = (n_stars, len(basis.fine.wavelengths))
-        result.xp_fine = np.full(shape, np.nan, np.float16)
-    flux, err = photometry_flux(tables, metadata, photometry)
+    result.flux[:, :n_xp], result.flux_err[:, :n_xp] = xp["xp_flux"], xp["xp_flux_err"]
     result.flux[:, n_xp:], result.flux_err[:, n_xp:] = flux, err
     for name, survey in surveys.items():
         own = [k for k, band in enumerate(bands) if band.survey == name]
         result.input_flags[np.isinf(err[:, own]).all(axis=1)] |= survey.flag.bit
-    required, optional = xp_columns(basis.release)
-    spectra = {name: np.asarray(xp[name]) for name in (*required, *optional) if name in xp}
-    scratch = _scratch(basis, CHUNK_STARS)
-    for start in range(0, n_stars, CHUNK_STARS):
-        rows = slice(start, min(start + CHUNK_STARS, n_stars))
-        flux, err, flags, fine, bands = _xp_chunk(_chunk(spectra, start), basis, scratch)
-        n = rows.stop - start
-        if noise is not None:
-            noise.add(bands, basis.release.g_magnitudes(metadata[G_FLUX][rows]), flags[:n] == 0)
-        if fine is not None:
-            result.xp_fine[rows] = fine[:n]
-        result.flux[rows, :n_xp], result.flux_err[rows, :n_xp] = flux[:n], err[:n]
-        result.input_flags[rows] |= flags[:n]
     return result
 
 

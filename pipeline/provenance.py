@@ -124,10 +124,11 @@ class State:
 
 def output_state(path, inputs=(), kind=None) -> State:
     """State of an output made from the files `inputs`; kind: a key of `schema.FILES`, by default
-    that of the folder it is in.
+    the one that it says, else that of the folder it is in.
 
-    ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: an input's identity, or the
-    set of inputs, is not the recorded one. Raises ShardError where an input does not exist.
+    ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: it is of another kind or
+    format, or an input's identity, or the set of inputs, is not the recorded one. Raises ShardError
+    where an input does not exist.
     """
     if not Path(path).exists():
         return State(Status.ABSENT)
@@ -135,6 +136,10 @@ def output_state(path, inputs=(), kind=None) -> State:
         attrs = check_whole(path)
     except ShardError as error:
         return State(Status.PARTIAL, str(error))
+    said = attrs.get("kind")
+    if said in FILES and kind is not None and said != kind:
+        return State(Status.STALE, f"it holds {FILES[said].title}")
+    kind = said if said in FILES else kind
     if kind is None:
         folder = Path(path).parent.name
         kind = next((name for name, one in KINDS.items() if one.folder == folder), None)

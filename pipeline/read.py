@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ShardError
-from pipeline.schema import KINDS, Layout, resolved
+from pipeline.schema import FILES, KINDS, Layout, resolved
 from pipeline.select import shard_path
+from pipeline.xp_basis import load_xp_basis
 
 MOST_GAP = 8  # rows between two wanted ones that are read rather than skipped
 CACHE_BYTES = 1 << 25  # per dataset read: foreign files may hold large or column-wise chunks
@@ -150,7 +151,8 @@ class ShardReader:
         datasets: `schema.Datasets` of a kind of file. Those that are optional, or of a file that
         others made and that are not there, are passed over: reading them says what is missing.
         """
-        self._check_format(datasets.format)
+        said = self.attrs.get("kind")
+        self._check_format(FILES[said if said in FILES else datasets.kind].format)
         for name, data in datasets.items():
             if name not in self._shapes:
                 if data.optional or "script" not in self.attrs:
@@ -282,6 +284,22 @@ def _declared(kind, names, release):
     return datasets.only([n for n in (*names.required, *names.optional) if n in datasets])
 
 
+def _spectra(reader, wanted, release):
+    """(kind, `Needs`) of what a shard of spectra holds in the place of the `Needs` wanted.
+
+    ShardError where its spectra were sampled with another basis than the release's.
+    """
+    if reader.attrs.get("kind") != "sampled" or not wanted.required:
+        return "xp", wanted
+    found, expected = reader.attrs.get("xp_basis"), load_xp_basis(release).source
+    if found != expected:
+        raise ShardError(
+            f"{reader.path}: sampled with the basis {found!r}, but {expected!r} is in use: convert "
+            "the spectra again"
+        )
+    return "sampled", Needs(tuple(resolved("sampled", Layout(release))))
+
+
 def _joined_table(data_dir, fid, kind, names, ids, release) -> dict:
     """Small columns of a kind in the order of `ids`; `matched` tells which have a row."""
     with open_shard(data_dir, kind, fid, release) as reader:
@@ -305,16 +323,18 @@ def aligned_chunks(
     """Yield (rows, {kind: table or None}) with the rows of all kinds aligned to the spectra's.
 
     needs: {kind: Needs}; must hold "xp", whose shard gives the order and is read at most
-    `chunk_size` rows at a time. The other kinds are small: they are read whole and joined by id;
+    `chunk_size` rows at a time; where it holds sampled spectra in the place of coefficients, its
+    table has those. The other kinds are small: they are read whole and joined by id;
     their rows without a match are NaN, b"" or 0, and False in an added column `matched`. Kinds not
     in `needs` come as None. wanted_rows: row numbers of the spectra shard (any order), None for
     all; others are not read. rows: (n,) int64, increasing. The "xp" table always holds its id
-    column. look: called with the reader of the spectra first. Raises ShardError for every fault of
-    a file.
+    column. look: called first with the reader of the spectra, if it holds coefficients. Raises
+    ShardError for every fault of a file.
     """
     with open_shard(data_dir, "xp", fid, release) as reader:
-        reader.check(_declared("xp", needs["xp"], release))
-        if look is not None:
+        kind, xp = _spectra(reader, needs["xp"], release)
+        reader.check(_declared(kind, xp, release))
+        if look is not None and kind == "xp":
             look(reader)
         ids = reader.source_id()
         wanted = np.arange(len(ids)) if wanted_rows is None else np.unique(wanted_rows)
@@ -323,7 +343,6 @@ def aligned_chunks(
             for kind, names in needs.items()
             if kind != "xp"
         }
-        xp = needs["xp"]
         present = [*xp.required, *(name for name in xp.optional if name in reader.columns)]
         for start in range(0, len(wanted), chunk_size):
             rows = wanted[start : start + chunk_size]

@@ -79,11 +79,11 @@ def _require_release(output, args):
             reader.require_release(args.release)
 
 
-def _run_one(fid, args, inputs_of, output_of, process, log) -> tuple[str, dict]:
+def _run_one(fid, args, inputs_of, output_of, process, log, kind) -> tuple[str, dict]:
     """Outcome ("done" or "already complete") and counters of one shard."""
     output, began = output_of(fid), time.monotonic()
     if not args.overwrite:
-        state = output_state(output, inputs_of(fid))
+        state = output_state(output, inputs_of(fid), kind)
         if state.status is Status.COMPLETE:
             _require_release(output, args)
             return "already complete", {}
@@ -116,7 +116,16 @@ def _map_shards(work, fids, words, jobs, on_interrupt):
 
 
 def run_shards(
-    script, args, fids, inputs_of, output_of, process, log=None, jobs=1, on_interrupt=None
+    script,
+    args,
+    fids,
+    inputs_of,
+    output_of,
+    process,
+    log=None,
+    jobs=1,
+    on_interrupt=None,
+    kind=None,
 ) -> int:
     """Make the output of every shard that is not complete; the exit status of the script.
 
@@ -127,6 +136,7 @@ def run_shards(
     the log file; the others go on). A UsageError, with which no shard can be made, ends the run.
     Returns 0 where all are done, 1 where some failed, 130 where interrupted from the keyboard.
 
+    kind: of the outputs (a key of `schema.FILES`), where their folder does not say it.
     jobs: shards handled at once, in threads (for work that waits); `process` must then allow it,
     and `on_interrupt()` is to make the calls of `process` that are under way return soon.
     """
@@ -136,7 +146,7 @@ def run_shards(
 
     def work(fid):
         with collect_failure(fid, failed, log, fatal=UsageError):
-            return _run_one(fid, args, inputs_of, output_of, process, log)
+            return _run_one(fid, args, inputs_of, output_of, process, log, kind)
         return None
 
     try:

@@ -22,6 +22,7 @@ from pipeline.errors import ShardError
 from pipeline.read import HDF5_ERRORS, check_whole, id_hash
 
 CHUNK_BYTES = 1 << 18  # of a dataset's chunk: small enough for sparse rows, large enough for gzip
+GROWN_ROWS = 8192  # most in a chunk where the number of rows is not known before
 
 
 def _storable(values) -> np.ndarray:
@@ -89,12 +90,23 @@ class _Column:
     digest: object
     next_row: int = 0
 
+    def __post_init__(self):
+        self.row_shape, self.dtype = self.dataset.shape[1:], self.dataset.dtype
+
+    def grow(self, n_rows):
+        """Have at least so many rows."""
+        more = n_rows - len(self.written)
+        if more > 0:
+            self.dataset.resize(n_rows, axis=0)
+            self.written = np.concatenate([self.written, np.zeros(more, bool)])
+
 
 class ShardWriter:
     """Write an HDF5 file that appears under its final name only when whole.
 
     With `id_column`, every dataset has `n_rows` rows, all of which must be written before the end
-    of the `with` block (else ShardError and no file). With `id_column=None` (models, checkpoints)
+    of the `with` block (else ShardError and no file). Where `n_rows` is None, the datasets grow as
+    rows come in, and must end up with as many. With `id_column=None` (models, checkpoints)
     arrays of any shape go in by `write_array`. Root attributes of the result: `complete`,
     `content_id` (hash of all data, kept by copying), `n_rows`, `id_column`, `sourceid_hash`,
     the entries of `provenance` and of `attrs`. On an exception nothing is left behind.
@@ -104,8 +116,9 @@ class ShardWriter:
         self.path = Path(path)
         self.n_rows = n_rows
         self.id_column = id_column
-        self._attrs = {**provenance, **(attrs or {})}
-        self._described = attrs or {}
+        self._grows = n_rows is None and id_column is not None
+        self._attrs, self._described = dict(provenance), {}
+        self.describe(**(attrs or {}))
         self._columns: dict[str, _Column] = {}
         self._declared = False
 
@@ -130,6 +143,11 @@ class ShardWriter:
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
 
+    def describe(self, **attrs):
+        """Root attributes that tell of the content, as do the `attrs` given at the start."""
+        self._attrs |= attrs
+        self._described |= attrs
+
     @contextlib.contextmanager
     def _writing(self):
         try:
@@ -145,7 +163,7 @@ class ShardWriter:
         It is compressed, unless its rows are arrays of floats.
         """
         compress = not _is_noise(dtype, shape_tail)
-        self._create(name, (self.n_rows, *shape_tail), dtype, rows=True, compress=compress)
+        self._create(name, (self.n_rows or 0, *shape_tail), dtype, True, compress)
         described = {"units": units, "description": description, **attrs}
         self.set_attributes(name, **{k: v for k, v in described.items() if v is not None})
 
@@ -157,7 +175,7 @@ class ShardWriter:
         self._attrs |= {"kind": datasets.kind, "format": datasets.format}
         for data in datasets.values():
             pays = compress or not _is_noise(data.dtype, data.shape)
-            self._create(data.name, (self.n_rows, *data.shape), data.dtype, True, pays)
+            self._create(data.name, (self.n_rows or 0, *data.shape), data.dtype, True, pays)
             self.set_attributes(data.name, **data.attributes)
         self._declared = True
 
@@ -175,13 +193,15 @@ class ShardWriter:
             self.create(name, array.shape[1:], array.dtype)
         column = self._columns[name]
         stop = start + len(array)
-        if array.shape[1:] != column.dataset.shape[1:] or not 0 <= start <= stop <= self.n_rows:
+        most = stop if self._grows else self.n_rows
+        if array.shape[1:] != column.row_shape or not 0 <= start <= stop <= most:
             raise ShardError(
                 f"{self.path}: dataset {name} of shape {column.dataset.shape} "
                 f"cannot take an array of shape {array.shape} at row {start}"
             )
-        array = self._cast(name, array, column.dataset.dtype)
+        array = self._cast(name, array, column.dtype)
         with self._writing():
+            column.grow(stop)
             column.dataset[start:stop] = array
         if start == column.next_row and not column.written[start:stop].any():
             column.digest.update(np.ascontiguousarray(array))
@@ -217,11 +237,15 @@ class ShardWriter:
         if name in self._columns:
             raise ShardError(f"{self.path}: dataset {name} is created twice")
         dtype = np.dtype(dtype)
-        filters = {}
-        if shape and min(shape) > 0:  # neither scalars nor empty datasets can be chunked
+        filters, grows = {}, rows and self._grows
+        # Neither scalars nor empty datasets can be chunked.
+        if shape and min(shape[1:] if grows else shape, default=1) > 0:
             row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:])))
-            chunk_rows = min(shape[0], max(1, CHUNK_BYTES // row_bytes))
+            most = GROWN_ROWS if grows else shape[0]
+            chunk_rows = min(most, max(1, CHUNK_BYTES // row_bytes))
             filters = {"chunks": (chunk_rows, *shape[1:]), "fletcher32": True}
+            if grows:
+                filters["maxshape"] = (None, *shape[1:])
             if compress:
                 filters |= {"shuffle": True, "compression": "gzip", "compression_opts": 1}
         dataset = self._file.create_dataset(name, shape=shape, dtype=dtype, **filters)
@@ -250,9 +274,11 @@ class ShardWriter:
         return whole.hexdigest()
 
     def _finish(self):
+        if self._grows:
+            self.n_rows = max((len(c.written) for c in self._columns.values()), default=0)
         for name, column in self._columns.items():
-            if column.written is not None and not column.written.all():
-                missing = int((~column.written).sum())
+            missing = 0 if column.written is None else self.n_rows - int(column.written.sum())
+            if missing:
                 raise ShardError(
                     f"{self.path}: {missing} of {self.n_rows} rows of {name} were not written"
                 )

@@ -172,6 +172,58 @@ def test_temporary_file_of_a_live_writer_is_left_alone_until_a_day_old(tmp_path)
     assert os.listdir(tmp_path) == ["out.h5"]
 
 
+# ---- files that grow -------------------------------------------------------------------------
+
+
+def write_in_parts(path, n_rows, sizes, short=0):
+    """A table in parts; n_rows None: the file grows; short: rows of "noise" left out of a part."""
+    n, rng = sum(sizes), np.random.default_rng(1)
+    table = {
+        "source_id": np.arange(n),
+        "flux": rng.normal(size=(n, 700)).astype("f4"),
+        "noise": rng.integers(0, 256, (n, 9), "u1"),
+    }
+    with ShardWriter(path, n_rows, "source_id", {}, {"note": "x"}) as writer:
+        start = 0
+        for size in sizes:
+            part = {name: column[start : start + size] for name, column in table.items()}
+            part["noise"] = part["noise"][: size - short]
+            writer.write_table(part, start=start)
+            start += size
+        writer.describe(found="y")
+    return table
+
+
+@pytest.mark.parametrize("sizes", [(300, 1, 499), (7,), (0,)])
+def test_a_file_that_grew_has_the_content_id_of_one_of_known_size(tmp_path, sizes):
+    table = write_in_parts(tmp_path / "grown.h5", None, sizes)
+    write_in_parts(tmp_path / "sized.h5", sum(sizes), sizes)
+    with ShardReader(tmp_path / "grown.h5") as grown, ShardReader(tmp_path / "sized.h5") as sized:
+        assert grown.attrs["content_id"] == sized.attrs["content_id"]
+        assert (grown.attrs["n_rows"], grown.attrs["found"]) == (sum(sizes), "y")
+        for name, column in table.items():
+            np.testing.assert_array_equal(grown.read(name), column)
+    assert output_state(tmp_path / "grown.h5").status is Status.COMPLETE
+
+
+def test_a_flipped_bit_of_a_file_that_grew_raises_on_reading(tmp_path):
+    table = write_in_parts(tmp_path / "a.h5", None, (100, 100))
+    content, row = bytearray((tmp_path / "a.h5").read_bytes()), table["flux"][50].tobytes()
+    content[content.index(row)] ^= 1
+    (tmp_path / "a.h5").write_bytes(bytes(content))
+    with ShardReader(tmp_path / "a.h5") as reader, pytest.raises(ShardError, match="checksum"):
+        reader.read("flux")
+
+
+def test_a_column_that_grew_less_than_the_others_is_refused(tmp_path):
+    with pytest.raises(ShardError, match="2 of 12 rows of noise were not written"):
+        write_in_parts(tmp_path / "a.h5", None, (6, 6), short=1)
+    assert os.listdir(tmp_path) == []
+
+
+# ---- the one writer --------------------------------------------------------------------------
+
+
 def writing_calls(path):
     """(line, code) of the calls of a Python file that could write HDF5."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -3,6 +3,7 @@
 
     python tools/convert_xp_csv.py downloads/XpContinuousMeanSpectrum_*.csv.gz --data-dir data
     python tools/convert_xp_csv.py downloads --data-dir data --partition 100 7
+    python tools/convert_xp_csv.py downloads --data-dir data --sampled
 
 Reads the archive's bulk files (for DR3 XpContinuousMeanSpectrum_{fid}.csv.gz, or .csv): an ECSV
 header, one row per source, arrays as quoted strings "[a,b,...]", an empty array or `null` for what
@@ -16,6 +17,13 @@ row that are not numbers; such rows are counted and the first are named. Lines t
 all (other number of cells, no id) are left out, and listed in the attribute `unusable_lines`; with
 more than MOST_UNUSABLE of them the file counts as damaged and fails.
 
+Rows of the usual form are read the fast way (pipeline/usual_rows.py), the others one by one; both
+give the same numbers. Without isal and pysimdjson it takes six times as long, and says so.
+
+With --sampled the shards hold what steps 7 and 9 make of the coefficients (fluxes, errors, the
+finer spectrum, flags) in the place of these, in a fifteenth of the space. Every later step takes
+either form and gives the same numbers; another basis or grid of wavelengths needs the CSV again.
+
 Finished shards are skipped, so running again goes on; a CSV may be deleted once its shard is there.
 When it fails: the summary names the file; fetch that one again.
 Exit status: 0 every file is done, 1 some failed, 2 wrong usage or missing inputs.
@@ -24,6 +32,7 @@ Exit status: 0 every file is done, 1 some failed, 2 wrong usage or missing input
 import contextlib
 import csv
 import gzip
+import io
 import itertools
 import re
 import sys
@@ -49,17 +58,28 @@ from pipeline.select import (
     shard_path,
     step_parser,
 )
+from pipeline.usual_rows import UsualRows
+from pipeline.usual_rows import available as has_usual_rows
 from pipeline.write import ShardWriter
+from pipeline.xp_basis import load_xp_basis
+from xp_utils import sampled_columns
+
+try:
+    from isal import igzip, isal_zlib
+except ImportError:  # gzip does, at a fifth of the speed
+    igzip = None
 
 SCRIPT = "convert_xp_csv"
-CHUNK_ROWS = 512  # 15 MB of text, 20 MB of numbers
-COUNT_BYTES = 1 << 22  # read at a time when lines are counted
+CHUNK_ROWS = 768  # 30 MB of text, 10 MB of numbers
+READ_BYTES = 1 << 20  # read at a time
 FIELD_BYTES = 1 << 20  # longest cell; the correlations of a band take 20 kB
 MOST_UNUSABLE = 10  # rows of a file; the archive's 614517-614573 is reported to have one odd row
 NAMED_ROWS = 5  # of each kind of exception in the log
 MISSING = frozenset(("", "null", "nan", "none", "\\n", "--"))  # cells without a value, lower case
 PARSE_ERRORS = (ValueError, OverflowError, DeprecationWarning)
 READ_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
+if igzip is not None:
+    READ_ERRORS += (isal_zlib.error,)
 
 
 @dataclass(frozen=True)
@@ -74,10 +94,15 @@ class CsvColumn:
 
 
 def parse_args(argv=None):
-    parser = step_parser(__doc__, "xp")
+    parser = step_parser(__doc__, "xp", "sampled")
     parser.add_argument("inputs", nargs="+", type=Path, help="CSV files, or folders of them")
     add_shard_arguments(parser)
     add_release_argument(parser)
+    parser.add_argument(
+        "--sampled",
+        action="store_true",
+        help="keep fluxes and errors at the release's wavelengths, and no coefficients",
+    )
     return parser.parse_args(argv)
 
 
@@ -125,28 +150,33 @@ class OtherReleaseError(Exception):
     """Spectra of another release than the one in use."""
 
 
-def open_csv(path, mode="rt"):
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, mode) if "b" in mode else opener(path, mode, encoding="ascii")
-
-
-def count_lines(path) -> int:
-    """Number of lines; reads the whole file, so that a truncated one is found at once."""
-    lines, last = 0, b"\n"
-    with open_csv(path, "rb") as file:
-        while block := file.read(COUNT_BYTES):
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return lines + (last != b"\n")
+def open_csv(path):
+    """The bytes of a file, unpacked where it is compressed."""
+    if path.suffix != ".gz":
+        return open(path, "rb")
+    return io.BufferedReader((igzip or gzip).open(path, "rb"), READ_BYTES)
 
 
 def read_head(file) -> tuple[list[str], int]:
     """Column names and number of lines of the head: an ECSV header, if any, and the names."""
-    line, n_lines = file.readline(), 1
+    line, n_lines = file.readline().decode("ascii"), 1
     while line.startswith("#"):
-        line = file.readline()
+        line = file.readline().decode("ascii")
         n_lines += 1
     return next(csv.reader([line]), []), n_lines
+
+
+def read_to_end(file):
+    """Raises one of READ_ERRORS where the rest of the file is damaged."""
+    while file.read(READ_BYTES):
+        pass
+
+
+def split_cells(line) -> list[str] | None:
+    """The cells of a line; None where a quoted one does not end in it."""
+    reader = csv.reader([line.decode("ascii"), ""])
+    cells = next(reader)
+    return cells if reader.line_num == 1 else None
 
 
 def plan_columns(path, names, release) -> tuple[dict, list[str]]:
@@ -184,7 +214,7 @@ def parse_numbers(cells, dtype) -> np.ndarray:
     Small integers may be written as "55.0", as they are after a column with gaps became floats.
     """
     missing = "nan" if dtype.kind == "f" else "0"
-    texts = np.array([missing if is_missing(cell) else cell for cell in cells])
+    texts = np.array([missing if is_missing(cell) else cell for cell in cells], str)
     if dtype.kind != "i" or dtype.itemsize > 4 or not np.strings.count(texts, ".").any():
         return texts.astype(dtype)
     numbers = texts.astype(float)
@@ -286,16 +316,10 @@ def parse_chunk(rows, columns, release) -> tuple[dict, np.ndarray]:
 # ---- converting ------------------------------------------------------------------------------
 
 
-class UnusableLinesError(Exception):
-    """Lines that are no rows were met: `lines` {line number: reason}."""
-
-    def __init__(self, lines):
-        super().__init__(f"{len(lines)} unusable lines")
-        self.lines = lines
-
-
 def fault_of(row, n_cells, id_place) -> str:
-    """Why a line is not a row, "" where it is one."""
+    """Why the cells of a line are not a row, "" where they are one."""
+    if row is None:
+        return "a quoted cell does not end in it"
     if len(row) != n_cells:
         return f"{len(row)} cells instead of {n_cells}"
     if not row[id_place].isdecimal():
@@ -303,70 +327,139 @@ def fault_of(row, n_cells, id_place) -> str:
     return ""
 
 
-def copy_rows(file, writer, columns, n_cells, first_line, known, release) -> list[int]:
-    """Parse and write all rows of an open file; returns the ids of odd rows.
+class TableReader:
+    """Reads the rows of one open file as tables, and keeps account of what is odd.
 
-    known: {line: reason} of unusable lines met before. Raises UnusableLinesError where there are
-    others: the number of rows is then another one.
+    unusable: {line number: why it is no row}; odd: ids of rows with arrays of NaN for it.
     """
-    unusable, odd_ids, start = {}, [], 0
-    id_place = columns["source_id"].place
-    lines = enumerate(csv.reader(file), first_line)
-    while chunk := list(itertools.islice(lines, CHUNK_ROWS)):
-        faults = {line: fault_of(row, n_cells, id_place) for line, row in chunk}
-        unusable |= {line: why for line, why in faults.items() if why}
-        rows = [row for line, row in chunk if not faults[line]]
-        if not rows or unusable.keys() - known.keys():
-            continue
-        table, odd = parse_chunk(rows, columns, release)
-        writer.write_table(table, start=start)
-        odd_ids += table["source_id"][odd].tolist()
-        start += len(rows)
-    if unusable.keys() != known.keys():
-        raise UnusableLinesError(unusable)
-    return odd_ids
+
+    def __init__(self, columns, n_cells, release):
+        self.columns, self.n_cells, self.release = columns, n_cells, release
+        self.unusable, self.odd = {}, []
+        self._usual = UsualRows(columns, n_cells) if has_usual_rows() else None
+
+    def tables(self, file, first_line):
+        """Yield {name: (n, ...) array}, in order; first_line: number of the file's next line."""
+        while lines := list(itertools.islice(file, CHUNK_ROWS)):
+            table = self._table(lines, first_line)
+            first_line += len(lines)
+            del lines  # the larger part of what is held
+            if len(table["source_id"]):
+                yield table
+
+    def _table(self, lines, first_line) -> dict:
+        """The rows among some lines; those of unusual form the careful way."""
+        if self._usual is None:
+            return self._careful(lines, range(first_line, first_line + len(lines)))[1]
+        table, parsed = self._usual.parse(lines)
+        for band in XP_BANDS:
+            n = self.columns[f"{band}_coefficients"].length
+            require_release(table, np.where(parsed, n, 0), band, self.release)
+        if parsed.all():
+            return table
+        others = np.flatnonzero(~parsed)
+        places, found = self._careful([lines[i] for i in others], others + first_line)
+        for name, column in found.items():
+            table[name][others[places]] = column
+        parsed[others[places]] = True
+        return {name: column[parsed] for name, column in table.items()}
+
+    def _careful(self, lines, numbers) -> tuple[list, dict]:
+        """Places of the lines that are rows, and their table."""
+        id_place, rows, places = self.columns["source_id"].place, [], []
+        for place, (line, number) in enumerate(zip(lines, numbers, strict=True)):
+            cells = split_cells(line)
+            if why := fault_of(cells, self.n_cells, id_place):
+                self.unusable[int(number)] = why
+            else:
+                places.append(place)
+                rows.append(cells)
+        table, odd = parse_chunk(rows, self.columns, self.release)
+        self.odd += table["source_id"][odd].tolist()
+        return places, table
+
+    def report(self, path, log):
+        """Log what is odd; ShardError where so many lines are no rows that the file is damaged."""
+        if len(self.unusable) > MOST_UNUSABLE:
+            line, why = next(iter(self.unusable.items()))
+            raise ShardError(
+                f"{path}: {len(self.unusable)} lines are no rows, the first is line {line} "
+                f"({why}); the file is damaged, fetch it again"
+            )
+        for line, why in list(self.unusable.items())[:NAMED_ROWS]:
+            log.warning("%s: line %d left out: %s", path, line, why)
+        if self.odd:
+            log.warning(
+                "%s: %d rows with arrays of a wrong length or no numbers, stored as NaN: "
+                "source_id %s",
+                path, len(self.odd), " ".join(map(str, self.odd[:NAMED_ROWS])),
+            )  # fmt: skip
 
 
-def write_shard(path, output, n_lines, known, made_by, log, release) -> dict:
-    """Write one shard without the unusable lines `known`; returns counters for the log."""
-    with open_csv(path) as file:
-        names, n_head = read_head(file)
-        columns, left_out = plan_columns(path, names, release)
-        n_rows = n_lines - n_head - len(known)
-        attrs = {"unusable_lines": " ".join(map(str, sorted(known)))}
-        with ShardWriter(output, n_rows, "source_id", made_by, attrs) as writer:
-            writer.create_columns(resolved("xp", Layout(release)).only(columns))
-            odd = copy_rows(file, writer, columns, len(names), n_head + 1, known, release)
+def write_tables(tables, output, datasets, made_by, account) -> int:
+    """Write tables one after another; returns the number of rows.
+
+    account(): attributes of the file, asked for after the last table.
+    """
+    first = list(itertools.islice(tables, 2))
+    n_rows = sum(len(table["source_id"]) for table in first) if len(first) < 2 else None
+    with ShardWriter(output, n_rows, "source_id", made_by) as writer:
+        writer.create_columns(datasets)
+        start = 0
+        for table in itertools.chain((first.pop(0) for _ in range(len(first))), tables):
+            writer.write_table(table, start=start)
+            start += len(table["source_id"])
+        writer.describe(**account())
+    return start
+
+
+def sampled(tables, basis):
+    """Tables of coefficients -> tables of what flux vectors take of them."""
+    for table in tables:
+        try:
+            yield {"source_id": table["source_id"], **sampled_columns(table, basis)}
+        except ValueError as error:  # a basis id or a shape
+            raise OtherReleaseError(f"{error}; give its --release") from error
+
+
+def write_shard(path, file, output, made_by, log, release, basis=None) -> dict:
+    """Write one shard from an open file; returns counters for the log.
+
+    basis: `XPBasis` with which the spectra are sampled; None: their coefficients are kept.
+    """
+    names, n_head = read_head(file)
+    columns, left_out = plan_columns(path, names, release)
+    reader = TableReader(columns, len(names), release)
+
+    def account():
+        reader.report(path, log)
+        attrs = {"unusable_lines": " ".join(map(str, reader.unusable))}
+        return attrs if basis is None else attrs | {"xp_basis": basis.source}
+
+    tables = reader.tables(file, n_head + 1)
+    datasets = resolved("xp", Layout(release)).only(columns)
+    if basis is not None:
+        tables, datasets = sampled(tables, basis), resolved("sampled", Layout(release))
+    n_rows = write_tables(tables, output, datasets, made_by, account)
     if left_out:
         log.info("%s: columns left out: %s", path.name, ", ".join(left_out))
-    if odd:
-        log.warning(
-            "%s: %d rows with arrays of a wrong length or no numbers, stored as NaN: source_id %s",
-            path, len(odd), " ".join(map(str, odd[:NAMED_ROWS])),
-        )  # fmt: skip
-    return {"stars": n_rows, "odd rows": len(odd), "unusable lines": len(known)}
+    return {"stars": n_rows, "odd rows": len(reader.odd), "unusable lines": len(reader.unusable)}
 
 
-def convert(path, output, log, release, argv=None) -> dict:
-    """Convert one CSV file; ShardError for every fault of it. Returns counters for the log."""
+def convert(path, output, log, release, argv=None, basis=None) -> dict:
+    """Convert one CSV file; ShardError for every fault of it. Returns counters for the log.
+
+    basis: see `write_shard`.
+    """
     csv.field_size_limit(FIELD_BYTES)
     made_by = provenance(SCRIPT, argv, [path], release)
-    known = {}
     try:
-        n_lines = count_lines(path)
-        while True:
+        with open_csv(path) as file:
             try:
-                return write_shard(path, output, n_lines, known, made_by, log, release)
-            except UnusableLinesError as error:
-                known = error.lines
-            if len(known) > MOST_UNUSABLE:
-                line, why = next(iter(known.items()))
-                raise ShardError(
-                    f"{path}: {len(known)} lines are no rows, the first is line {line} ({why}); "
-                    "the file is damaged, fetch it again"
-                )
-            for line, why in list(known.items())[:NAMED_ROWS]:
-                log.warning("%s: line %d left out: %s", path, line, why)
+                return write_shard(path, file, output, made_by, log, release, basis)
+            except (ShardError, OtherReleaseError):
+                read_to_end(file)  # damage, where there is some, is the reason to be told
+                raise
     except OtherReleaseError as error:
         raise ShardError(f"{path}: {error}") from error
     except READ_ERRORS as error:
@@ -375,20 +468,36 @@ def convert(path, output, log, release, argv=None) -> dict:
         ) from error
 
 
+def log_slow_parts(log):
+    """One line where a fast package is missing."""
+    lacking = {"isal": igzip is not None, "pysimdjson": has_usual_rows()}
+    names = " and ".join(name for name, there in lacking.items() if not there)
+    if names:
+        log.warning(
+            "%s: not installed, the conversion takes several times longer (pip install %s)",
+            names, names.replace(" and", ""),
+        )  # fmt: skip
+
+
 @usage_exit
 def main(argv=None) -> int:
     args = parse_args(argv)
     found = find_inputs(args.inputs, args.release)
     fids = chosen_fids(args, found)
     log = setup_logging(SCRIPT, args.log, args)
+    log_slow_parts(log)
+    basis = load_xp_basis(args.release) if args.sampled else None
     return run_shards(
         SCRIPT,
         args,
         fids,
         inputs_of=lambda fid: [found[fid]],
         output_of=lambda fid: shard_path(args.data_dir, "xp", fid),
-        process=lambda fid, output, log: convert(found[fid], output, log, args.release, argv),
+        process=lambda fid, output, log: convert(
+            found[fid], output, log, args.release, argv, basis
+        ),
         log=log,
+        kind="sampled" if args.sampled else "xp",
     )
 
 

@@ -47,6 +47,7 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OPENED = re.compile(r"<!-- table:")
 # What is no shard, and who makes it.
 SINGLE_FILES = {
+    "sampled": "with `--sampled`, in the place of the shards of `xp`",
     "training": "`training_data.h5`",
     "validation": "`output_folder/validation.h5`",
 }
@@ -132,7 +133,9 @@ def step_number(script) -> int:
 
 def steps_table() -> str:
     """The ten steps: script, and what it makes."""
-    made = {kind.step: (place_of(name), kind.title) for name, kind in FILES.items()}
+    made = {}
+    for name, kind in FILES.items():
+        made.setdefault(kind.step, (place_of(name), kind.title))
     made[FILES["validation"].step] = MODEL
     rows = [(step_number(script), f"`{script}`", *what) for script, what in made.items()]
     return table(("#", "script", "makes", "which is"), sorted([*rows, LABELS_STEP]))

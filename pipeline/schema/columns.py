@@ -256,6 +256,29 @@ FINE = Column(
 )
 STAR_FORMAT = 2  # 1 had the whitening of the XP covariance, and no names of the channels
 INPUT_FLAGS = Column("input_flags", "u2", None, flags.describe(flags.InputFlag), "meta.code")
+SAMPLED = (
+    SOURCE_ID,
+    Column(
+        "xp_flux",
+        "f4",
+        FLUX_UNIT,
+        "XP spectrum; 0 where not used",
+        "phot.flux.density;em.wl",
+        ("xp",),
+        attributes=("xp_wavelengths",),
+    ),
+    Column(
+        "xp_flux_err",
+        "f4",
+        FLUX_UNIT,
+        "1 sigma with error floors; inf where not used",
+        "stat.error;phot.flux.density;em.wl",
+        ("xp",),
+        attributes=("xp_wavelengths",),
+    ),
+    FINE,
+    INPUT_FLAGS,
+)  # of step 1 with --sampled: what steps 7 and 9 make of the coefficients
 STAR = (ID, *PASSED, *PARALLAX, *FLUX, FINE, INPUT_FLAGS)
 COPIED = (ID, *PASSED, *PARALLAX, INPUT_FLAGS)  # from there into the catalogue
 TRAINING = (

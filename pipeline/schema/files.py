@@ -48,6 +48,12 @@ FILES = {
         archive_ids=True,
         foreign=True,
     ),
+    "sampled": FileKind(  # in the folder of the spectra, in the place of their shards
+        "XP spectra sampled already, without their coefficients",
+        "tools/convert_xp_csv.py",
+        tables.SAMPLED,
+        archive_ids=True,
+    ),
     "metadata": FileKind(
         "metadata of the archive",
         "query_xp_metadata.py",
@@ -130,6 +136,7 @@ class Layout:
             "parameter": n,
             "triangle": n * (n + 1) // 2,
             "flux": len(self.wavelengths),
+            "xp": len(self.release.spectra.wavelengths),
             "fine": len(self.release.spectra.fine_wavelengths),
         }
         return sizes[symbol]
@@ -149,6 +156,7 @@ class Layout:
         values = {
             "sample_wavelengths": lambda: self.wavelengths,
             "channels": lambda: self.channels,
+            "xp_wavelengths": lambda: self.release.spectra.wavelengths,
             "fine_wavelengths": lambda: self.release.spectra.fine_wavelengths,
             "labels": self.labels.to_json,
             "label_names": lambda: self.labels.texts("name"),
