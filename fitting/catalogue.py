@@ -70,7 +70,7 @@ def solve_stars(data, solver, errors, alarms=None):
     data, seen, odd = trusted(data, solver)
     modes = solver.solve(data, seen.direct)
     if alarms is not None:
-        _solve_without_parallax(modes, data, seen, solver, alarms.tense(odd["parallax_tension"]))
+        _solve_without_parallax(modes, data, solver, alarms.tense(odd["parallax_tension"]))
     best, second = modes.best, modes.second
     first, other = (solver.gaussian(data, mode) for mode in (best, second))
     ln_ratio = best.phi - second.phi
@@ -120,7 +120,7 @@ def chi2_per_flux(found, data):
     return found["chi2_opt"] / (data.observed.used[:, : data.channels.n_xp] > 0).sum(1)
 
 
-def _solve_without_parallax(modes, data, seen, solver, tense):
+def _solve_without_parallax(modes, data, solver, tense):
     """Put the solutions without parallax in the place of the second ones, of the stars `tense` (N,)
     bool; their ln posterior is the one with the parallax."""
     rows = np.flatnonzero(tense)
@@ -128,7 +128,7 @@ def _solve_without_parallax(modes, data, seen, solver, tense):
         return
     some = data.take(rows)
     hidden = some.without_parallax()
-    free = solver.solve(hidden, None if seen.direct is None else seen.direct[:, rows]).best
+    free = solver.solve(hidden, solver.seen(hidden).direct, every_family=False).best
     off = np.exp(free.u[:, solver.at.ln_plx]) - some.parallax
     free.phi = free.phi + 0.5 * (off / some.parallax_err) ** 2
     modes.second.put(rows, free)

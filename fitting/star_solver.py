@@ -307,15 +307,16 @@ class StarSolver(Minimiser):
         columns = zip(*parts, strict=True)
         return Seen(*(None if x[0] is None else np.concatenate(x, -2) for x in columns))
 
-    def solve(self, data, direct=None):
+    def solve(self, data, direct=None, every_family=None):
         """`Modes` of N stars: start search, and descents from the starts worth it.
 
         Every start gets a few iterations; those still close to a star's best, but not where it is,
         are finished, with the noise model evaluated anew where they are. Stars whose best fit is
-        poor are searched again from all families. direct (2, N, K): of `Seen`, or None.
+        poor are searched again from all families. direct (2, N, K): of `Seen`, or None;
+        every_family: of `StartSearch.find`.
         """
         z_direct = None if direct is None else direct[0][:, self.model.is_forward]
-        modes = self._search(data, z_direct)
+        modes = self._search(data, z_direct, every_family)
         poor = np.flatnonzero(
             (modes.best.chi2 > POOR_CHI2 * data.observed.used.sum(1)) & data.useful_parallax
         )  # the others did so already
@@ -327,8 +328,8 @@ class StarSolver(Minimiser):
             modes.second.put(poor[better], again.second, better)
         return modes
 
-    def _search(self, data, z_direct, every_family=False):
-        """`Modes` from the starts worth it, or from those of all families."""
+    def _search(self, data, z_direct, every_family):
+        """`Modes` from the starts worth it; every_family: of `StartSearch.find`."""
         starts, tried = self.starts.find(data, self.batch_size, z_direct, every_family)
         rank, star = np.nonzero(tried.T)  # starts of one kind together: they take alike long
         trial = self.minimise(data, starts[star, rank], TRIAL_ITERATIONS, rows=star)

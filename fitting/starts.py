@@ -98,9 +98,10 @@ class StartSearch:
         edges = np.searchsorted(self.family, np.arange(N_FAMILIES + 1))
         return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
-    def find(self, data, batch_size, z_direct=None, every_family=False):
-        """Starts u (N, k, n) of each star, and which of them are worth a try (N, k) bool: with
-        every_family, or without a useful parallax, all are.
+    def find(self, data, batch_size, z_direct=None, every_family=None):
+        """Starts u (N, k, n) of each star, and which of them are worth a try (N, k) bool: all, or
+        those of families not far behind, as every_family says; None: all of stars without a useful
+        parallax.
 
         The first is at the direct estimate z_direct (N, K), if there is one; the others are the
         best templates of each family, best first, but for one that would start beside it.
@@ -111,18 +112,17 @@ class StartSearch:
         tried = np.zeros(starts.shape[:2], bool)
         tried[:, 1] = True
         used = data.observed.used[:, : self.model.channels.n_xp] > 0
-        patterns, which = np.unique(used, axis=0, return_inverse=True)
-        for i, pattern in enumerate(patterns):
+        wide = ~data.useful_parallax if every_family is None else np.full(len(data), every_family)
+        for pattern, alike in _patterns(used):
             channels = self.usable[pattern[self.usable]]
             if len(channels) <= TEMPLATE_N_PCA:
                 continue
-            alike = np.flatnonzero(which == i)
             for k in range(0, len(alike), batch_size):
                 rows = alike[k : k + batch_size]
                 z = np.zeros((len(rows), at.n_labels)) if z_direct is None else z_direct[rows]
                 starts[rows], cost = self._find_batch(data, rows, channels, batch_size, z)
-                wide = every_family | ~data.useful_parallax[rows, None]
-                tried[rows] = cost < np.where(wide, np.inf, cost[:, 1:2] + START_MARGIN)
+                margin = np.where(wide[rows, None], np.inf, START_MARGIN)
+                tried[rows] = cost < cost[:, 1:2] + margin
         if z_direct is None:
             return starts[:, 1:], tried[:, 1:]
         z = starts[:, :, at.z]
@@ -156,3 +156,13 @@ class StartSearch:
         all_costs = np.full(u.shape[:2], np.inf)
         all_costs[:, 0], all_costs[:, 1:k] = -np.inf, cost
         return at.clip(u), all_costs
+
+
+def _patterns(used):
+    """(pattern (n,) bool, rows (m,) that have it) of used (N, n) bool, patterns in their order as
+    rows of a table."""
+    packed = np.ascontiguousarray(np.packbits(used, axis=1))
+    keys = packed.view(f"V{packed.shape[1]}")[:, 0]
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    for i, row in enumerate(first):
+        yield used[row], np.flatnonzero(which == i)

@@ -121,10 +121,23 @@ def test_all_families_are_tried_without_a_useful_parallax_or_when_asked_to(model
     negative = replaced(data, parallax=-data.parallax)
     families = len(np.unique(search.family))
     assert search.find(data, 16)[1].sum(1).min() < families
-    for stars, every in ((weak, False), (without_parallax(data), False), (negative, False),
+    for stars, every in ((weak, None), (without_parallax(data), None), (negative, None),
                          (data, True)):  # fmt: skip
         _, tried = search.find(stars, 16, every_family=every)
         np.testing.assert_array_equal(tried.sum(1), families)
+    _, tried = search.find(without_parallax(data), 16, every_family=False)
+    assert 1 <= tried.sum(1).min() < families
+
+
+def test_patterns_of_channels_are_those_of_a_table_of_them():
+    rng = np.random.default_rng(4)
+    used = rng.random((50, 13)) > [[0.0] * 6 + [0.5] * 2 + [0.0] * 5]
+    expected, which = np.unique(used, axis=0, return_inverse=True)
+    found = list(starts_module._patterns(used))
+    assert len(found) == len(expected) == 4
+    for (pattern, rows), k in zip(found, range(4), strict=True):
+        np.testing.assert_array_equal(pattern, expected[k])
+        np.testing.assert_array_equal(rows, np.flatnonzero(which == k))
 
 
 def test_starts_are_finite_and_within_the_bounds_for_any_star(search, varied, at):
@@ -212,7 +225,7 @@ def test_stars_that_fit_badly_are_searched_again_from_all_families(
     expected = star_solver.solve(data)
     asked, whole, bad = [], star_solver._search, np.arange(60) % 3 == 0
 
-    def search(stars, z_direct, every_family=False):
+    def search(stars, z_direct, every_family):
         modes = whole(stars, z_direct, every_family)
         asked.append((stars.flux, every_family))
         if not every_family:
@@ -223,7 +236,7 @@ def test_stars_that_fit_badly_are_searched_again_from_all_families(
     monkeypatch.setattr(star_solver, "_search", search)
     found = star_solver.solve(data).best
     again = bad & data.useful_parallax
-    assert [every for _, every in asked] == [False, True]
+    assert [every for _, every in asked] == [None, True]
     np.testing.assert_array_equal(asked[1][0], data.flux[again])
     assert (found.phi[again] < expected.best.phi[again] + 0.1).all()
     np.testing.assert_array_equal(found.u[~bad], expected.best.u[~bad])
