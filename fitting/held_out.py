@@ -17,7 +17,15 @@ from fitting.catalogue import (
 )
 from fitting.confidence import fit_confidence, is_right
 from fitting.observed import StarData
-from fitting.posterior import ErrorModel, needed_factors, physical, pool, pool_loss, widened
+from fitting.posterior import (
+    ErrorModel,
+    inverse_or_nan,
+    needed_factors,
+    physical,
+    pool,
+    pool_loss,
+    widened,
+)
 from fitting.simulation import simulate
 from fitting.trained_model import Alarms, TrainedModel, TrainingRange
 from pipeline.schema import flags
@@ -182,9 +190,11 @@ def simulated_factors(trainer, solver, k):
 
 def pool_weights(solver, one, factors):
     """The weights (2,) of `posterior.pool` that make the labels of `Calibrators` most likely, with
-    and without parallaxes; factors (2, n): of their errors."""
+    and without parallaxes; both smaller where the labels would be within the errors less often than
+    these claim. factors (2, n): of the forward model's errors."""
     model, seen = solver.model, []
-    z = model.standardised(one.label)[:, model.is_forward]
+    forward = model.is_forward
+    z, z_err = model.standardised(one.label)[:, forward], one.label_err / model.label_scale
     for shown in (one, one.without_parallax()):
         data, own, _ = trusted(shown.data, solver)
         direct, modes = own.direct, solver.solve(data, own.direct)
@@ -192,13 +202,26 @@ def pool_weights(solver, one, factors):
         ln_ratio = modes.best.phi - modes.second.phi
         of_star = np.where(data.useful_parallax[:, None], *factors)
         whole = widened(first, second, ln_ratio, of_star)
-        seen.append((whole, *direct[:, :, model.is_forward]))
+        seen.append((whole, *direct[:, :, forward]))
+
+    def pooled(ln_weights):
+        weights = np.tile(np.exp(ln_weights), (len(z), 1))
+        return [pool(*shown, weights) for shown in seen]
 
     def loss(ln_weights):
-        weights = np.tile(np.exp(ln_weights), (len(z), 1))
-        return np.mean([pool_loss(pool(*shown, weights), z) for shown in seen])
+        return np.mean([pool_loss(one, z) for one in pooled(ln_weights)])
 
-    return np.exp(minimize(loss, np.log(START_WEIGHTS), method="Nelder-Mead").x)
+    best = minimize(loss, np.log(START_WEIGHTS), method="Nelder-Mead").x
+    # The loss has heavy tails, for labels that are wrong; where few are, it makes errors too small.
+    needed = [needed_pool_factors(one, z, z_err[:, forward]) for one in pooled(best)]
+    return np.exp(best) / max(1.0, np.exp(np.mean(np.log(needed)))) ** 2
+
+
+def needed_pool_factors(gaussian, z, z_err):
+    """`needed_factors` (K,) of a pooled `Gaussian`, for labels z (N, K) and their errors."""
+    k = z.shape[1]
+    variance = np.einsum("nii->ni", inverse_or_nan(gaussian.precision)[:, :k, :k])
+    return needed_factors(gaussian.mean[:, :k], np.sqrt(variance + z_err**2), z)
 
 
 def fitted_confidence(trainer, solver, sets, odd, errors):

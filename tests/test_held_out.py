@@ -231,6 +231,20 @@ def with_factors(monkeypatch, factors=FACTORS):
     monkeypatch.setattr(held_out, "simulated_factors", lambda *args: (0.0, factors))
 
 
+@pytest.mark.parametrize(("off", "label_err"), [(1.3, 0.0), (0.7, 0.0), (1.5, 1.0)])
+def test_pooled_errors_are_held_against_the_labels_and_their_errors(off, label_err):
+    rng, n, k = np.random.default_rng(5), 20000, 2
+    sigma = rng.uniform(0.1, 1, (n, k + 3))
+    precision = np.zeros((n, k + 3, k + 3))
+    precision[:, range(k + 3), range(k + 3)] = sigma**-2
+    mean = rng.normal(size=(n, k + 3))
+    z_err = label_err * sigma[:, :k]
+    z = mean[:, :k] + rng.normal(size=(n, k)) * np.hypot(off * sigma[:, :k], z_err)
+    found = held_out.needed_pool_factors(Gaussian(mean, precision), z, z_err)
+    expected = np.hypot(off, label_err) / np.hypot(1, label_err)
+    np.testing.assert_allclose(found, expected, rtol=0.03)
+
+
 def test_few_calibration_stars_leave_the_forward_model_alone(trainer, monkeypatch):
     with_factors(monkeypatch)
     monkeypatch.setattr(held_out, "fitted_confidence", lambda *args: "a confidence")
