@@ -118,7 +118,9 @@ class Parameter:
     text: str = ""
 
 
-XI = Parameter("xi", "xi", "", text="shape of the extinction curve")
+XI = Parameter(
+    "xi", "xi", "", text="shape of the extinction curve; little but its prior below E = 0.3"
+)
 EXTINCTION = Parameter(
     "E",
     "E",
