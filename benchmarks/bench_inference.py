@@ -2,7 +2,7 @@
 
     python benchmarks/bench_inference.py [--model FOLDER --training-data FILE]
 
-Times `catalogue.infer` (direct estimate, start search, trial and final descents, curvature, second
+Times `catalogue.infer` (networks, start search, trial and final descents, curvature, second
 modes, covariance, pooling, flags, confidences) on the validation stars of a trained model, which
 must exist (`make demo`), and in all also with their parallaxes hidden. Rates are per second of CPU
 time, the median of several repetitions. Then solves some of the stars again from many starts:
@@ -63,7 +63,7 @@ def timed(table, solver, trained, repeats):
 
     watch = common.Stopwatch()
     if solver.model.direct is not None:
-        watch.wrap(solver, "direct", "direct estimate")
+        watch.wrap(solver, "seen", "networks on what is observed")
         watch.wrap(catalogue, "pool", "pooling")
     watch.wrap(solver.starts, "find", "start search")
     watch.wrap(solver, "finish", "final descents")
@@ -152,9 +152,9 @@ def main(argv=None):
     common.check_inputs(args)
     trained, solver = common.load_solver(args)
     from fitting.catalogue import infer
-    from fitting.observed import OBSERVED, StarData, without_parallax
+    from fitting.observed import StarData, without_parallax
 
-    table = common.validation_stars(args, OBSERVED)
+    table = common.validation_stars(args, common.observed_names(args))
     infer(repeated(table, WARM_UP_STARS), solver, trained)
     n = max(args.stars, 1)
     total, parts = timed(repeated(table, n), solver, trained, args.repeats)

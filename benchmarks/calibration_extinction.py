@@ -125,11 +125,11 @@ def inferred_extinction(args, trained, solver):
     """(columns of the validation stars from the training data, E as inferred and its error (N,),
     name of the column of E), in the unit of the training set."""
     from fitting.catalogue import infer
-    from fitting.observed import OBSERVED
 
-    names = (*OBSERVED, "stellar_type", "stellar_ext", "stellar_ext_err", "ra", "dec")
+    observed = common.observed_names(args)
+    names = (*observed, "stellar_type", "stellar_ext", "stellar_ext_err", "ra", "dec")
     stars = common.validation_stars(args, names)
-    columns = infer({name: stars[name] for name in OBSERVED}, solver, trained)
+    columns = infer({name: stars[name] for name in observed}, solver, trained)
     if SIGNED[0] in columns:
         return stars, *(columns[name] for name in SIGNED), SIGNED[0]
     place, names = trained.stellar.coordinates.ln_ext, ("stellar_params_est", "stellar_params_err")

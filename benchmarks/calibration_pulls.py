@@ -35,9 +35,8 @@ def parse_args(argv=None):
 
 def read_stars(args):
     """Columns of the validation stars from the training data, with `g` (mag)."""
-    from fitting.observed import OBSERVED
-
-    names = (*OBSERVED, "stellar_type", "stellar_type_err", "stellar_ext", "phot_g_mean_flux")
+    names = ("stellar_type", "stellar_type_err", "stellar_ext", "phot_g_mean_flux")
+    names = (*common.observed_names(args), *names)
     stars = common.validation_stars(args, names)
     stars["g"] = G_ZERO_POINT - 2.5 * np.log10(stars["phot_g_mean_flux"])
     return stars
@@ -46,9 +45,9 @@ def read_stars(args):
 def inferred(stars, trained, solver, with_parallax):
     """The stars with what `catalogue.infer` finds."""
     from fitting.catalogue import infer
-    from fitting.observed import OBSERVED, without_parallax
+    from fitting.observed import FINE, OBSERVED, without_parallax
 
-    seen = {name: stars[name] for name in OBSERVED}
+    seen = {name: stars[name] for name in (*OBSERVED, FINE) if name in stars}
     return stars | infer(seen if with_parallax else without_parallax(seen), solver, trained)
 
 

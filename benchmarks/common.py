@@ -102,6 +102,14 @@ def read_table(path, names, rows):
         return {name: reader.read(name)[rows] for name in names}
 
 
+def observed_names(args):
+    """Names of the columns of the training data that stars are inferred from."""
+    from fitting.observed import FINE, OBSERVED
+
+    with ShardReader(args.training_data) as reader:
+        return (*OBSERVED, FINE) if reader.has(FINE) else OBSERVED
+
+
 def validation_stars(args, names):
     """Columns of the validation stars from the training data, {name: (N, ...)}."""
     with ShardReader(args.training_data, load_release().id_column) as reader:

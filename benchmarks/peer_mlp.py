@@ -44,12 +44,12 @@ def parse_args(argv=None):
 def read_stars(args):
     """(table of the training data, rows that the model was trained and calibrated on, validation
     rows)."""
-    from fitting.observed import OBSERVED
     from pipeline.read import ShardReader
     from pipeline.schema import load_release
 
+    names = common.observed_names(args)
     with ShardReader(args.training_data, load_release().id_column) as reader:
-        ids, table = reader.source_id(), reader.read_table((*OBSERVED, "stellar_type"))
+        ids, table = reader.source_id(), reader.read_table((*names, "stellar_type"))
     held_out = common.validation_rows(args, ids)
     return table, np.setdiff1d(np.arange(len(ids)), held_out), held_out
 
@@ -114,9 +114,9 @@ def own_estimates(trained, solver, table, held_out):
     """The catalogue's labels (N, K) of the validation stars, with parallaxes and with them hidden,
     each {"catalogue", "forward model alone"}."""
     from fitting.catalogue import infer, label_estimates
-    from fitting.observed import OBSERVED, without_parallax
+    from fitting.observed import FINE, OBSERVED, without_parallax
 
-    seen = {name: table[name][held_out] for name in OBSERVED}
+    seen = {name: table[name][held_out] for name in (*OBSERVED, FINE) if name in table}
     found = [infer(one, solver, trained) for one in (seen, without_parallax(seen))]
     kinds = {"catalogue": "stellar", "forward model alone": "model"}
     return [
