@@ -12,7 +12,6 @@ limit.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from pipeline.tap_service import (
     TapService,
     first_words,
 )
+from pipeline.write import remove_dead_temporaries, write_text
 
 OUTPUT_FORMAT = "votable_gzip"  # keeps 64-bit ids exact, and tells where rows were cut
 PHASES_OVER = ("ABORTED", "ERROR", "ARCHIVED")  # IVOA Universal Worker Service 1.1
@@ -67,12 +67,11 @@ class JobNotes:
         """The notes are of no use any more."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+            remove_dead_temporaries(self._path)
 
     def _save(self):
         if self._path is not None:
-            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-            temporary.write_text(json.dumps(self._ids))
-            os.replace(temporary, self._path)
+            write_text(self._path, json.dumps(self._ids))
 
 
 class ShardJobs:

@@ -45,11 +45,19 @@ def _is_noise(dtype, shape_tail) -> bool:
     return bool(shape_tail) and np.dtype(dtype).kind == "f"
 
 
-def _remove_dead_temporaries(path: Path) -> None:
+def temporary_beside(path) -> Path:
+    """A new name for what becomes `path`; it tells whose it is, for `remove_dead_temporaries`."""
+    path = Path(path)
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    return path.with_name(f".{path.name}.{owner}.{uuid.uuid4().hex[:8]}.part")
+
+
+def remove_dead_temporaries(path) -> None:
     """Remove what killed runs left beside `path`: their process is gone, or a day has passed.
 
     Only processes of this machine can be asked; a cluster's other nodes get the day.
     """
+    path = Path(path)
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(.+)-(\d+)\.[0-9a-f]+\.part")
     for name in os.listdir(path.parent):
         match = pattern.fullmatch(name)
@@ -123,12 +131,10 @@ class ShardWriter:
         self._declared = False
 
     def __enter__(self):
-        owner = f"{socket.gethostname()}-{os.getpid()}"
-        name = f".{self.path.name}.{owner}.{uuid.uuid4().hex[:8]}.part"
-        self._temporary = self.path.with_name(name)
+        self._temporary = temporary_beside(self.path)
         with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_dead_temporaries(self.path)
+            remove_dead_temporaries(self.path)
             self._file = h5py.File(self._temporary, "w", locking=False)
             self._file.attrs["complete"] = False
         return self
@@ -309,11 +315,17 @@ def write_arrays(path, arrays, made_by, **attrs):
 
 def write_text(path, text: str) -> None:
     """Write a small text file, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path, content: bytes) -> None:
+    """Write a small file, whole or not at all; what killed runs left of it is removed."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove_dead_temporaries(path)
+    temporary = temporary_beside(path)
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

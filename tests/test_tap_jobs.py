@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from pipeline import tap_service
 from pipeline.errors import ShardError
 from pipeline.read import ShardReader
 from pipeline.tap_answer import BadAnswerError, parse_answer, plain_columns
+from pipeline.write import temporary_beside
 
 
 @pytest.fixture
@@ -239,6 +241,16 @@ def test_a_noted_job_that_was_never_started_is_started(data_dir, stub):
     stub.faults = {"start": ["reset"]}
     assert run(data_dir, stub, "--shards", FIDS[0]) == 0
     assert (stub.count("submit"), stub.count("start")) == (1, 2)
+
+
+def test_notes_half_written_by_a_killed_run_go_with_the_notes(data_dir, stub):
+    note = output(data_dir).with_name(f".{output(data_dir).name}.jobs.json")
+    note.parent.mkdir()
+    half = temporary_beside(note)
+    half = half.with_name(half.name.replace(f"-{os.getpid()}.", "-99999999."))
+    half.write_text('{"a quest')
+    assert run(data_dir, stub, "--shards", FIDS[0]) == 0
+    assert list(note.parent.iterdir()) == [output(data_dir)]
 
 
 def test_a_noted_job_that_is_gone_or_of_another_query_is_not_waited_for(data_dir, stub):

@@ -14,7 +14,7 @@ from pipeline import schema
 from pipeline.errors import ShardError
 from pipeline.provenance import Status, output_state
 from pipeline.read import ShardReader
-from pipeline.write import ShardWriter
+from pipeline.write import ShardWriter, temporary_beside, write_text
 
 FULL_DISK = """
 import resource, sys, numpy as np
@@ -170,6 +170,17 @@ def test_temporary_file_of_a_live_writer_is_left_alone_until_a_day_old(tmp_path)
     os.utime(elsewhere, (time.time() - 90000,) * 2)
     write_shard(tmp_path / "out.h5")
     assert os.listdir(tmp_path) == ["out.h5"]
+
+
+def test_a_small_file_is_written_whole_and_what_a_killed_run_left_of_it_goes(tmp_path):
+    path = tmp_path / "notes.json"
+    alive = temporary_beside(path)
+    left = alive.with_name(alive.name.replace(f"-{os.getpid()}.", "-99999999."))
+    left.write_text("{ha")
+    alive.write_text("{hal")
+    write_text(path, "whole")
+    assert path.read_text() == "whole"
+    assert sorted(tmp_path.iterdir()) == sorted([alive, path])
 
 
 # ---- files that grow -------------------------------------------------------------------------

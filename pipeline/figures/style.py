@@ -1,7 +1,6 @@
 """How figures look and are saved, and the small pieces that they are made of."""
 
-import os
-import secrets
+import io
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from pipeline.write import write_bytes
 
 WIDTH = 9.0  # inches, of every figure: shown 830 pixels wide, 10.5 points are 13 pixels
 STYLE = {
@@ -53,17 +54,11 @@ def drawing(path, height, title=""):
 
 
 def save(figure, path):
-    """Write a PNG beside its final name, sync, rename; nothing is left behind on failure."""
+    """Write a PNG, whole or not at all, into a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            figure.savefig(file, format="png")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_bytes(path, content.getvalue())
 
 
 # --- Panels -----------------------------------------------------------------------------------
