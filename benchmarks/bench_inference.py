@@ -32,6 +32,7 @@ WARM_UP_STARS = 600  # enough for each function to be compiled
 MISSED = 0.1  # of the objective
 NEAR = 5.0  # solutions this far above the best are not worth polishing
 POLISH = 5  # descents
+MOST_EVALUATIONS = 40  # of one
 ELSEWHERE = 0.5  # sigma from the best: nearer, it is the same mode
 CHUNK_STARS = 8192  # as step 10
 Z_PERTURBATION = (1.0, 0.5, 1.0)  # of z: repeated for more labels
@@ -124,13 +125,12 @@ def excess(data, solver, u, n_restarts, seed=0):
     ended elsewhere, each with a noise of its own; and of those that ended in the same mode.
     """
     from fitting.posterior import estimates, physical
-    from fitting.star_solver import POOLED_ITERATIONS
 
     n = len(data)
-    own = solver.minimise(data, u, POOLED_ITERATIONS)
+    own = solver.minimise(data, u, MOST_EVALUATIONS)
     star = np.repeat(np.arange(n), n_restarts)
     starts = restarts(solver, u, n_restarts, np.random.default_rng(seed)).reshape(-1, u.shape[1])
-    held = solver.minimise(data, starts, POOLED_ITERATIONS, star, noise_at=u[star])
+    held = solver.minimise(data, starts, MOST_EVALUATIONS, star, noise_at=u[star])
     ends = solver.finish(data, starts, rows=star)
     near = np.flatnonzero(ends.phi < lowest(ends.phi, star, n)[star] + NEAR)
     ends, star_of_end = polish(solver, data, ends.u[near], star[near]), star[near]

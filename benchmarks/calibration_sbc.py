@@ -77,7 +77,7 @@ def sampled_ranks(data, solver, solution, truth, n_steps, rng):
         size = rng.choice(PROPOSAL_SIZES)
         trial[:, free] += size * np.einsum("nij,nj->ni", axes, rng.normal(size=(len(u), len(free))))
         inside = (trial == at.clip(trial))[:, free].all(1)
-        new = solver.minimise(data, at.clip(trial), iterations=0)
+        new = solver.minimise(data, at.clip(trial), evaluations=1)
         accept = inside & (np.log(rng.random(len(u))) < phi - new.phi)
         # new.u has the best ln parallax: far from it, float32 would cancel in chi^2.
         u[accept], phi[accept] = new.u[accept], new.phi[accept]

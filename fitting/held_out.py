@@ -15,7 +15,8 @@ from fitting.catalogue import (
     solve_stars,
     trusted,
 )
-from fitting.confidence import fit_confidence, is_right
+from fitting.confidence import is_right
+from fitting.logistic import fit_logistic
 from fitting.observed import StarData
 from fitting.posterior import (
     ErrorModel,
@@ -26,6 +27,7 @@ from fitting.posterior import (
     pool_loss,
     widened,
 )
+from fitting.second_modes import fit_mode_search, search_features
 from fitting.simulation import simulate
 from fitting.trained_model import Alarms, TrainedModel, TrainingRange
 from pipeline.schema import flags
@@ -76,7 +78,7 @@ def shown_at(stars, rows, g, seed):
 
 def trained_model(trainer, solver):
     """The `TrainedModel` of a training: its range, error factors from simulated stars and, from the
-    calibration stars, pool and confidences.
+    calibration stars, which stars are searched for other modes, pool and confidences.
 
     solver: a `StarSolver` of the trainer's model.
     """
@@ -91,11 +93,27 @@ def trained_model(trainer, solver):
         for k, g in enumerate(brightnesses(stars, trainer.recipe))
         if len(rows)
     ]
+    trainer.model.search = fitted_search(solver, sets)
     errors = error_model(trainer, solver, sets)
     alarms = fitted_alarms(solver, sets, chi2_alarm(solver, sets))
     odd = odd_sets(trainer, rows) if len(rows) else []
     confidence = fitted_confidence(trainer, solver, sets, odd, errors)
     return TrainedModel(trainer.model, errors, confidence, training_range(trainer), alarms)
+
+
+def fitted_search(solver, sets):
+    """`ModeSearch` from sets of `Calibrators`, with and without their parallaxes; None where the
+    model has no direct estimate or there are no sets."""
+    model, features, found = solver.model, [], []
+    if model.direct is None or not sets:
+        return None
+    for shown in (shown for one in sets for shown in (one, one.without_parallax())):
+        data, seen, _ = trusted(shown.data, solver)
+        direct = seen.direct[:, :, model.is_forward]
+        features.append(search_features(data, direct))
+        found.append(solver.search_matters(data, direct))
+    matters, chi2 = map(np.concatenate, zip(*found, strict=True))
+    return fit_mode_search(np.concatenate(features), matters, chi2)
 
 
 def odd_sets(trainer, rows):
@@ -225,20 +243,20 @@ def needed_pool_factors(gaussian, z, z_err):
 
 
 def fitted_confidence(trainer, solver, sets, odd, errors):
-    """`Confidence` in the labels, from sets of `Calibrators` with and without their parallaxes, and
+    """`Logistic` in the labels, from sets of `Calibrators` with and without their parallaxes, and
     from odd ones; a half for every star where there are none."""
     model, features, right = solver.model, [], []
     if not sets:
         data = trainer.stars.data.take(np.arange(1))
         features = known_features(solve_stars(data, solver, errors)[0], data, model)
-        return fit_confidence(np.full_like(features, np.nan), np.ones((1, len(model.labels)), bool))
+        return fit_logistic(np.full_like(features, np.nan), np.ones((1, len(model.labels)), bool))
     shown_sets = [shown for one in sets for shown in (one, one.without_parallax())]
     for shown in shown_sets + odd:
         found, _ = solve_stars(shown.data, solver, errors)
         features.append(known_features(found, shown.data, model))
         est, err = label_estimates(found, model.labels)
         right.append(is_right(est, err, shown.label, shown.label_err, model.labels))
-    return fit_confidence(np.concatenate(features), np.concatenate(right))
+    return fit_logistic(np.concatenate(features), np.concatenate(right))
 
 
 def infer_stars(trained, solver, table, rows):

@@ -27,12 +27,11 @@ class Losses:
     def _whitened(self, batch, columns, residuals):
         """Nuisance columns and residuals, whitened, and ln |det S|."""
         ext = tf.maximum(batch["ext"], MIN_NOISE_EXT)
-        whitening, ln_det = self.model.noise.whitening(
+        whitening = self.model.noise.whitening(
             batch["z_noise"], ext, batch["rel_err"], batch["used"], batch["features"]
         )
-        white = tf.matmul(tf.concat([columns, residuals], 1), whitening, transpose_b=True)
-        k = columns.shape[1]
-        return white[:, :k], white[:, k:], ln_det
+        white, k = whitening.of(tf.concat([columns, residuals], 1)), columns.shape[1]
+        return white[:, :k], white[:, k:], whitening.ln_det
 
     def _curve_columns(self, batch):
         """R at xi = 0 (B, n_wl) and the change of ln flux with xi there."""

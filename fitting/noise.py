@@ -1,5 +1,7 @@
 """The noise model: the precision of ln flux as a function of the star."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from pipeline.quiet_tensorflow import tf
@@ -13,6 +15,45 @@ SCALE_FLOOR = 1e-3  # of a channel's scatter in ln flux
 START_SCATTER = 0.02  # of ln flux, before training
 
 
+class Whitening(NamedTuple):
+    """The whitening S of B stars, S^T S the precision of their used channels, in pieces, so that no
+    matrix is written twice for a star.
+
+    triangle (B, n, n): W^T without its diagonal; diagonal, scale (B, n): that of W, and of S = P W
+    diag(scale) with P the projection that drops rows (B, n), where they are 0, and axes (B, k, n),
+    orthonormal or 0. ln_det (B,): ln |det S|.
+    """
+
+    triangle: tf.Tensor
+    diagonal: tf.Tensor
+    scale: tf.Tensor
+    rows: tf.Tensor
+    axes: tf.Tensor
+    ln_det: tf.Tensor
+
+    def of(self, spectra):
+        """Whitened spectra (B, m, n), of spectra (B, m, n)."""
+        white = self._unprojected(spectra)
+        return white - tf.matmul(tf.matmul(white, self.axes, transpose_b=True), self.axes)
+
+    def products(self, spectra, dtype=tf.float32):
+        """Products (m, m, B) of whitened spectra (B, m, n) with one another, summed in dtype."""
+        white, m = tf.cast(self._unprojected(spectra), dtype), spectra.shape[1]
+        both = tf.concat([white, tf.cast(self.axes, dtype)], 1)
+        products = tf.transpose(tf.matmul(white, both, transpose_b=True), (1, 2, 0))
+        along = products[:, m:]
+        return products[:, :m] - tf.reduce_sum(along[:, None] * along[None], 2)
+
+    def _unprojected(self, spectra):
+        scaled = spectra * self.scale[:, None]
+        white = tf.matmul(scaled, self.triangle) + scaled * self.diagonal[:, None]
+        return white * self.rows[:, None]
+
+    def transposed(self):
+        """S^T (B, n, n)."""
+        return self.of(tf.eye(self.scale.shape[1], batch_shape=tf.shape(self.scale)[:1]))
+
+
 class NoiseModel(tf.Module):
     """The precision of ln flux as a function of the star.
 
@@ -24,7 +65,7 @@ class NoiseModel(tf.Module):
     level k and the degrees of freedom nu of the Student-t tails are left to stars that the rest was
     not trained on.
 
-    W diag(1/s) is the whitening. As W is upper triangular, channels missing at the blue end (BP)
+    W diag(1/s) is the `Whitening`. As W is upper triangular, channels missing at the blue end (BP)
     drop out exactly with their rows; others are projected out (`whitening`).
 
     Args:
@@ -73,55 +114,69 @@ class NoiseModel(tf.Module):
         """Degrees of freedom of the Student-t distribution of the residuals."""
         return tf.exp(self.ln_nu)
 
-    def _outputs(self, z, features, ext):
-        """The n_out entries of W (B, n_out), rows one after another, before exp of the diagonal."""
+    def _hidden(self, z, features, ext):
+        """Units (B, hidden) of the last hidden layer."""
         x = (features - self.feature_mean) / self.feature_scale
         x = tf.concat([z, x, (tf.math.log(ext + 0.1) + 1.0)[:, None]], 1)
         x = FEATURE_LIMIT * tf.tanh(x / FEATURE_LIMIT)
         h = tf.nn.swish(x @ self.w1 + self.b1)
-        h += tf.nn.swish(h @ self.w2 + self.b2)
-        return self.base + OUTPUT_STEP * (h @ self.w_out)
+        return h + tf.nn.swish(h @ self.w2 + self.b2)
 
-    def _triangle(self, outputs):
-        """W (B, n_wl, n_wl) and the logarithms of its diagonal (B, n_wl)."""
-        w = upper_triangle(outputs, self.n_wl)
-        ln_diagonal = LN_DIAGONAL_LIMIT * tf.tanh(tf.linalg.diag_part(w) / LN_DIAGONAL_LIMIT)
-        return tf.linalg.set_diag(w, tf.exp(ln_diagonal)), ln_diagonal
+    def _triangle(self, z, features, ext):
+        """W^T (B, n_wl, n_wl) without its diagonal, and the logarithm of that (B, n_wl).
+
+        One product with matrices that hold zeros beside the triangle: twice the sums, but no pieces
+        to put together for every star.
+        """
+        n, h = self.n_wl, self._hidden(z, features, ext)
+        h = tf.concat([h, tf.ones_like(h[:, :1])], 1)
+        entries = tf.concat([OUTPUT_STEP * self.w_out, self.base[None]], 0)
+        full = tf.transpose(upper_triangle(entries, n), (0, 2, 1))
+        diagonal = tf.linalg.diag_part(full)
+        flat = tf.reshape(tf.linalg.set_diag(full, tf.zeros_like(diagonal)), (-1, n * n))
+        ln_diagonal = LN_DIAGONAL_LIMIT * tf.tanh(h @ diagonal / LN_DIAGONAL_LIMIT)
+        return tf.reshape(h @ flat, (-1, n, n)), ln_diagonal
 
     def whitening(self, z, ext, rel_err, used, features, general=False):
-        """S (B, n_wl, n_wl) with S^T S the precision of the used channels, and ln |det S| (B,).
+        """The `Whitening` of B stars.
 
         z (B, K), ext (B,): the type and dust at which the noise is evaluated. rel_err, used
         (B, n_wl), features (B, 2): see `LnFlux`. Missing channels are marginalised exactly and
-        leave zero columns: BP by dropping its rows, the photometric bands by projecting their
-        columns out. `general`: project out every missing channel (any pattern; slower).
+        whitened to 0: BP by dropping its rows of W, the photometric bands by projecting theirs out.
+        `general`: project out every missing channel (any pattern; slower).
         """
-        w, ln_diagonal = self._triangle(self._outputs(z, features, ext))
+        triangle, ln_diagonal = self._triangle(z, features, ext)
         ln_s = 0.5 * tf.math.log(
             tf.exp(2.0 * self.ln_scatter)
             + (tf.exp(self.ln_err_factor) * rel_err) ** 2
             + SCALE_FLOOR**2
         )
         ln_s += self.ln_level
-        s = w * tf.exp(-ln_s)[:, None]
-        if general:
-            return self._project_all(s, tf.reduce_sum(ln_diagonal - ln_s, 1), used)
-        n_xp = self.n_xp
-        rows = tf.concat([used[:, :n_xp], tf.ones_like(used[:, n_xp:])], 1)
-        s = s * rows[:, :, None] * rows[:, None]
+        n_xp, all_rows = self.n_xp, tf.ones_like(used)
+        rows = tf.concat([used[:, :n_xp], all_rows[:, n_xp:]], 1)
+        rows = all_rows if general else rows
+        bands, missing = _last_rows(triangle, tf.exp(ln_diagonal), n_xp), 1.0 - used[:, n_xp:]
+        bands *= tf.exp(-ln_s[:, n_xp:, None]) * rows[:, None]
         ln_det = tf.reduce_sum((ln_diagonal - ln_s) * rows, 1)
-        axes, ln_norm = _missing_axes(s[:, :, n_xp:], 1.0 - used[:, n_xp:])
-        s -= tf.matmul(axes, tf.matmul(axes, s), transpose_a=True)
-        return s * used[:, None], ln_det - ln_norm
+        axes, ln_norm = _missing_axes(bands, tf.zeros_like(missing) if general else missing)
+        scale = tf.exp(-ln_s)
+        whole = Whitening(triangle, tf.exp(ln_diagonal), scale, rows, axes, ln_det - ln_norm)
+        if general:
+            return self._project_all(whole, used)
+        return whole._replace(scale=scale * used)
 
-    def _project_all(self, s, ln_det, used):
+    def _project_all(self, whole, used):
+        """The `Whitening`, all channels missing in `used` (B, n_wl) projected out one by one."""
+
         def project(k, s, ln_det):
             return k + 1, *_project_out(
-                s, ln_det, tf.gather(s, k, axis=2), 1.0 - tf.gather(used, k, axis=1)
+                s, ln_det, tf.gather(s, k, axis=1), 1.0 - tf.gather(used, k, axis=1)
             )
 
-        _, s, ln_det = tf.while_loop(lambda k, *_: k < self.n_wl, project, (0, s, ln_det))
-        return s * used[:, None], ln_det
+        start = (0, whole.transposed(), whole.ln_det)
+        _, s, ln_det = tf.while_loop(lambda k, *_: k < self.n_wl, project, start)
+        none = tf.zeros_like(used)
+        return whole._replace(triangle=s, diagonal=none, scale=used, ln_det=ln_det)
 
     def to_arrays(self):
         """All that defines the noise model, as {name: array}."""
@@ -164,13 +219,19 @@ def upper_triangle(entries, n):
     return fill(entries)
 
 
+def _last_rows(triangle, diagonal, first):
+    """Rows (B, n - first, n) of a matrix from row `first` on, of its lower triangle (B, n, n) and
+    its diagonal (B, n)."""
+    return triangle[:, first:] + tf.linalg.diag(diagonal)[:, first:]
+
+
 def _missing_axes(columns, missing):
-    """Orthonormal axes (B, k, n) of the whitened columns (B, n, k) of missing channels, zero where
+    """Orthonormal axes (B, k, n) of the whitened columns (B, k, n) of missing channels, zero where
     missing (B, k) is 0, and ln of the volume (B,) that those columns span: Gram-Schmidt, so that
     the whole matrix is projected at once."""
     axes, ln_volume = [], 0.0
-    for k in range(columns.shape[2]):
-        column = columns[:, :, k]
+    for k in range(columns.shape[1]):
+        column = columns[:, k]
         for axis in axes:
             column -= axis * tf.reduce_sum(axis * column, 1, keepdims=True)
         norm2 = tf.reduce_sum(column * column, 1)
@@ -185,5 +246,5 @@ def _project_out(s, ln_det, column, missing):
     norm2 = tf.reduce_sum(column * column, 1)
     norm2 = tf.where(missing > 0, tf.maximum(norm2, 1e-20), 1.0)
     axis = column * (missing * tf.math.rsqrt(norm2))[:, None]
-    s -= axis[:, :, None] * tf.linalg.matvec(s, axis, transpose_a=True)[:, None]
+    s -= tf.linalg.matvec(s, axis)[:, :, None] * axis[:, None]
     return s, ln_det - 0.5 * tf.math.log(norm2)

@@ -97,13 +97,15 @@ def gaussian_prior(value, err):
 
 class Point(NamedTuple):
     """The objective of B stars at u (n, B): phi (B,), gradient (n, B), Gauss-Newton hessian
-    (n, n, B) and chi2 (B,)."""
+    (n, n, B), chi2 (B,), and the Gram matrix (n + 1, n + 1, B) of the whitened columns there: how
+    ln flux changes with each coordinate, and the residual."""
 
     u: tf.Tensor
     phi: tf.Tensor
     gradient: tf.Tensor
     hessian: tf.Tensor
     chi2: tf.Tensor
+    gram: tf.Tensor
 
 
 class Objective:
@@ -113,7 +115,7 @@ class Objective:
         self.model, self.term, self.at = model, term, model.coordinates
 
     def whitening(self, u, data, general=False):
-        """The whitening S (B, n_wl, n_wl) of the noise at u (n, B), and ln |det S| (B,)."""
+        """The `noise.Whitening` of the noise at u (n, B)."""
         return self.model.noise.whitening(
             tf.transpose(u[self.at.z]),
             tf.exp(u[self.at.ln_ext]),
@@ -123,13 +125,46 @@ class Objective:
             general,
         )
 
-    def evaluate(self, u, data, whitening, ln_det):
+    def evaluate(self, u, data, whitening):
         """`Point` at u (n, B), after the best ln plx was put in."""
-        white = self._whitened(u, data, whitening)
-        gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))
-        u, phi, gradient, weight, prior, chi2 = self._from_gram(u, gram, data)
-        n = len(self.at)
-        return Point(u, phi - ln_det, gradient, weight * gram[:n, :n] + prior, chi2)
+        gram = whitening.products(self._columns(u, data))
+        return self._point(u, gram, data, whitening.ln_det)
+
+    def linearised(self, point, u, data, ln_det):
+        """`Point` at u (n, B) after the best ln plx was put in, if ln flux were linear in z, and
+        R in tanh xi, from `point` on: by the Gram matrix of that alone.
+
+        The whitened columns at u are linear in those at the point, so that their Gram matrix is
+        T^T G T; E, ln plx, the priors and the Student-t weight are as they are.
+        """
+        at, n = self.at, len(self.at)
+        moved = u - point.u
+        grown = tf.exp(moved[at.ln_ext])
+        before, after = tf.tanh(point.u[at.xi]), tf.tanh(u[at.xi])
+        slope = 1.0 / (1.0 - before * before)
+        bent = grown * slope * (after - before)  # of the column of xi in that of ln E
+        steeper = grown * slope * (1.0 - after * after)
+
+        def transformed(rows):  # (n + 1, n + 1, B) -> T^T rows
+            xi, ext = rows[at.xi], rows[at.ln_ext]
+            residual = rows[n] - bent * xi - (grown - 1.0) * ext
+            residual -= tf.reduce_sum(moved[at.z, None] * rows[at.z], 0)
+            residual -= moved[at.ln_plx] * rows[at.ln_plx]
+            rest = [steeper * xi, grown * ext + bent * xi, rows[at.ln_plx], residual]
+            return tf.concat([rows[at.z], tf.stack(rest)], 0)
+
+        gram = transformed(tf.transpose(transformed(point.gram), (1, 0, 2)))
+        return self._point(u, gram, data, ln_det)
+
+    def _point(self, u, gram, data, ln_det):
+        """`Point` of the Gram matrix (n + 1, n + 1, B) of the whitened columns at u (n, B)."""
+        n, at = len(self.at), self.at
+        best, phi, gradient, weight, prior, chi2 = self._from_gram(u, gram, data)
+        residual = gram[:, n] - (best[at.ln_plx] - u[at.ln_plx]) * gram[:, at.ln_plx]
+        residual = tf.concat([residual[:n], chi2[None]], 0)
+        gram = tf.concat([gram[:n], residual[None, :]], 0)
+        gram = tf.concat([gram[:, :n], residual[:, None]], 1)
+        return Point(best, phi - ln_det, gradient, weight * gram[:n, :n] + prior, chi2, gram)
 
     def curvature(self, u, data, general):
         """The whitening at u (n, B), the Hessian of phi there (n, n, B) float64 and its gradient
@@ -139,9 +174,8 @@ class Objective:
         in float32, the Gram matrix would lose these. Its columns have the digits, so it is enough
         to multiply them in float64.
         """
-        whitening, _ = self.whitening(u, data, general)
-        white = tf.cast(self._whitened(u, data, whitening), tf.float64)
-        gram = tf.transpose(tf.matmul(white, white, transpose_b=True), (1, 2, 0))
+        whitening = self.whitening(u, data, general)
+        gram = whitening.products(self._columns(u, data), tf.float64)
         _, _, gradient, weight, prior, _ = self._from_gram(u, tf.cast(gram, tf.float32), data)
         n = len(self.at)
         hessian = tf.cast(weight, tf.float64) * gram[:n, :n]
@@ -156,7 +190,7 @@ class Objective:
         model = ln_flux - tf.exp(flat[at.ln_ext])[:, None] * curve + 2.0 * flat[at.ln_plx][:, None]
         residual = data["value"] - tf.reshape(model, (k, -1, model.shape[1]))
         columns = tf.concat([2.0 * tf.ones_like(residual[:1]), residual], 0)  # (1 + k, B, n_wl)
-        white = tf.matmul(tf.transpose(columns, (1, 0, 2)), whitening, transpose_b=True)
+        white = whitening.of(tf.transpose(columns, (1, 0, 2)))
         jj, rr = tf.reduce_sum(white[:, :1] ** 2, 2), tf.reduce_sum(white[:, 1:] ** 2, 2)
         jr = tf.reduce_sum(white[:, :1] * white[:, 1:], 2)
         phi = []
@@ -175,15 +209,16 @@ class Objective:
         off = tf.exp(ln_plx) - data["plx"]
         return misfit + known + 0.5 * xi * xi - ln_ext + 0.5 * data["plx_ivar"] * off * off
 
-    def _whitened(self, u, data, whitening):
-        """Whitened columns (B, n + 1, n_wl) at u (n, B): of the coordinates, and the residual."""
+    def _columns(self, u, data):
+        """How ln flux changes with each coordinate, and the residual, at u (n, B): (B, n + 1,
+        n_wl)."""
         at = self.at
         ln_flux, dz = self.model.flux.ln_flux_and_jacobian(tf.transpose(u[at.z]))
         curve, dln_curve = self.model.flux.ext_curve(u[at.xi])
         dimming = tf.exp(u[at.ln_ext])[:, None] * curve  # (B, n_wl)
         residual = data["value"] - ln_flux + dimming - 2.0 * u[at.ln_plx][:, None]
         rest = tf.stack([-dimming * dln_curve, -dimming, 2.0 * tf.ones_like(dimming), residual], 1)
-        return tf.matmul(tf.concat([dz, rest], 1), whitening, transpose_b=True)
+        return tf.concat([dz, rest], 1)
 
     def _from_gram(self, u, gram, data):
         """What follows from the Gram matrix (n + 1, n + 1, B) of the whitened columns at u (n, B).

@@ -11,6 +11,8 @@ from scipy.special import expit, ndtri
 
 from fitting.coordinates import Coordinates
 
+LEAST_PIVOT = 1e-10  # of a matrix with ones on its diagonal, for it to be positive definite
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -61,16 +63,29 @@ def estimates(gaussian, model):
 
 
 def inverse_or_nan(matrices):
-    """Inverses (N, k, k) float64 of symmetric matrices; NaN where not positive definite."""
+    """Inverses (N, k, k) float64 of symmetric matrices; NaN where not positive definite.
+
+    By Cholesky's decomposition, written out over all stars at once: LAPACK takes them one by one.
+    """
     scale = np.sqrt(np.abs(np.einsum("nii->ni", matrices)))
     scale = np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
-    unit = matrices / (scale[:, :, None] * scale[:, None])
-    good = np.isfinite(unit).all((1, 2))
-    eigenvalues = np.linalg.eigvalsh(np.where(good[:, None, None], unit, np.eye(unit.shape[1])))
-    good &= eigenvalues[:, 0] > 1e-10
-    out = np.full_like(unit, np.nan)
-    out[good] = np.linalg.inv(unit[good])
-    return out / (scale[:, :, None] * scale[:, None])
+    size = scale[:, :, None] * scale[:, None]
+    unit = np.ascontiguousarray(np.moveaxis(matrices / size, 0, -1))  # (k, k, N)
+    k, good = len(unit), np.isfinite(unit).all((0, 1))
+    unit[:, :, ~good] = np.eye(k)[:, :, None]
+    low, inverse = np.zeros_like(unit), np.zeros_like(unit)  # L, and L^-1
+    for j in range(k):
+        column = unit[j:, j] - np.einsum("imn,mn->in", low[j:, :j], low[j, :j])
+        good &= column[0] > LEAST_PIVOT
+        root = np.sqrt(np.maximum(column[0], LEAST_PIVOT))
+        low[j:, j], low[j, j] = column / root, root
+    for i in range(k):
+        inverse[i, i] = 1.0
+        inverse[i, :i] = -np.einsum("mn,mjn->jn", low[i, :i], inverse[:i, :i])
+        inverse[i, : i + 1] /= low[i, i]
+    out = np.einsum("min,mjn->nij", inverse, inverse)
+    out[~good] = np.nan
+    return out / size
 
 
 # --------------------------------------------------- what the curvature at the maximum cannot tell

@@ -71,11 +71,12 @@ def ln_flux_noise(noise, z, ext, rel_err, features, rng):
     out = np.empty_like(rel_err)
     for k in range(0, len(z), BATCH):
         rows = slice(k, k + BATCH)
-        whitening, _ = noise.whitening(
+        whitening = noise.whitening(
             z[rows], ext[rows], rel_err[rows], np.ones_like(rel_err[rows]), features[rows]
         )
         gauss = rng.normal(size=(len(z[rows]), rel_err.shape[1], 1))
-        draws = np.linalg.solve(whitening.numpy().astype("f8"), gauss)[..., 0]
+        whitening = whitening.transposed().numpy().astype("f8").transpose(0, 2, 1)
+        draws = np.linalg.solve(whitening, gauss)[..., 0]
         scale = np.sqrt(nu / rng.chisquare(nu, len(draws)))
         out[rows] = draws * scale[:, None]
     return out

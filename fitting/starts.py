@@ -45,7 +45,7 @@ class StartSearch:
         n_xp = model.channels.n_xp
         self.usable = np.flatnonzero(model.channels.wavelengths[:n_xp] >= TEMPLATE_MIN_NM)
         self._tables = {}
-        self._search_tf = tf.function(self._search)
+        self._search_tf, self._at_direct_tf = map(tf.function, (self._search, self._at_direct))
 
     def _table(self, channels):
         """Projection and template coordinates for one set of XP channels (cached)."""
@@ -65,7 +65,13 @@ class StartSearch:
             self._tables[key] = tuple(tf.constant(a, tf.float32) for a in (padded, coords))
         return self._tables[key]
 
-    def _search(self, ln_flux, plx, plx_ivar, z_direct, project, coords):
+    def _at_direct(self, ln_flux, z_direct, project, coords):
+        """ln plx and E (B, 2) at the direct estimate."""
+        n = coords.shape[1] - 2
+        return (ln_flux - self.model.flux.ln_flux(z_direct)) @ project[:, n:]
+
+    def _search(self, ln_flux, plx, plx_ivar, project, coords):
+        """Of the best template of each family: cost, index, ln plx and E (B, families)."""
         x = ln_flux @ project  # (B, n_pca + 2)
         n = project.shape[1] - 2
         t, s = coords[:, :n], x[:, :n]
@@ -84,45 +90,45 @@ class StartSearch:
         best = [tf.reduce_min(cost[:, a:b], 1) for a, b in self._family_slices()]
         index = [a + tf.argmin(cost[:, a:b], 1, tf.int32) for a, b in self._family_slices()]
         index = tf.stack(index, 1)
-        # ln plx and E at the direct estimate.
-        soft = x[:, n:] - self.model.flux.ln_flux(z_direct) @ project[:, n:]
-        return (
-            tf.stack(best, 1),
-            index,
-            tf.gather(ln_plx, index, batch_dims=1),
-            tf.gather(ext, index, batch_dims=1),
-            soft,
-        )
+        chosen = (tf.gather(x, index, batch_dims=1) for x in (ln_plx, ext))
+        return tf.stack(best, 1), index, *chosen
 
     def _family_slices(self):
         edges = np.searchsorted(self.family, np.arange(N_FAMILIES + 1))
         return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
-    def find(self, data, batch_size, z_direct=None, every_family=None):
+    def find(self, data, batch_size, z_direct=None, every_family=None, only_direct=None):
         """Starts u (N, k, n) of each star, and which of them are worth a try (N, k) bool: all, or
         those of families not far behind, as every_family says; None: all of stars without a useful
-        parallax.
+        parallax. Of the stars only_direct (N,) bool, default none, the direct estimate alone.
 
         The first is at the direct estimate z_direct (N, K), if there is one; the others are the
         best templates of each family, best first, but for one that would start beside it.
         """
-        at = self.at
-        starts = np.zeros((len(data), 1 + N_FAMILIES, len(at)), "f4")
+        at, n = self.at, len(data)
+        starts = np.zeros((n, 1 + N_FAMILIES, len(at)), "f4")
         starts[:, :, at.ln_ext] = START_LN_EXT  # without a spectrum: the centre of the prior
         tried = np.zeros(starts.shape[:2], bool)
         tried[:, 1] = True
         used = data.observed.used[:, : self.model.channels.n_xp] > 0
-        wide = ~data.useful_parallax if every_family is None else np.full(len(data), every_family)
+        wide = ~data.useful_parallax if every_family is None else np.full(n, every_family)
+        searched = np.ones(n, bool) if only_direct is None else ~only_direct
         for pattern, alike in _patterns(used):
             channels = self.usable[pattern[self.usable]]
             if len(channels) <= TEMPLATE_N_PCA:
                 continue
-            for k in range(0, len(alike), batch_size):
-                rows = alike[k : k + batch_size]
-                z = np.zeros((len(rows), at.n_labels)) if z_direct is None else z_direct[rows]
-                starts[rows], cost = self._find_batch(data, rows, channels, batch_size, z)
+            table = self._table(channels)
+            if z_direct is not None:
+                for rows in _parts(alike, batch_size):
+                    ln_flux = self._ln_flux(data, rows, channels, batch_size)
+                    starts[rows, 0] = self._from_direct(ln_flux, z_direct[rows], table)
+                    tried[rows, 0], tried[rows, 1] = True, False
+            for rows in _parts(alike[searched[alike]], batch_size):
+                ln_flux = self._ln_flux(data, rows, channels, batch_size)
+                plx = gaussian_prior(data.parallax[rows], data.parallax_err[rows])
+                starts[rows, 1:], cost = self._of_families(ln_flux, plx, table)
                 margin = np.where(wide[rows, None], np.inf, START_MARGIN)
-                tried[rows] = cost < cost[:, 1:2] + margin
+                tried[rows, 1:] = cost < cost[:, :1] + margin
         if z_direct is None:
             return starts[:, 1:], tried[:, 1:]
         z = starts[:, :, at.z]
@@ -131,31 +137,43 @@ class StartSearch:
         beside[:, 0] = False
         return starts, tried & ~(beside & tried[:, :1])
 
-    def _find_batch(self, data, rows, channels, batch_size, z_direct):
-        """Starts (m, k, n) and how unlikely they are (m, k), inf where there is none, for at most
-        `batch_size` stars."""
-        at, m = self.at, len(rows)
+    def _ln_flux(self, data, rows, channels, batch_size):
+        """ln fluxes (batch_size, n_wl) of the stars `rows` in some channels, 0 elsewhere."""
         ln_flux = np.zeros((batch_size, data.flux.shape[1]), "f4")
-        ln_flux[:m, channels] = data.observed.value[rows][:, channels]
-        plx, ivar = np.zeros((2, batch_size), "f4")
-        plx[:m], ivar[:m] = gaussian_prior(data.parallax[rows], data.parallax_err[rows])
-        z = np.zeros((batch_size, at.n_labels), "f4")
+        ln_flux[: len(rows), channels] = data.observed.value[rows][:, channels]
+        return ln_flux
+
+    def _from_direct(self, ln_flux, z_direct, table):
+        """Starts (m, n) at the direct estimates z_direct (m, K)."""
+        at, m = self.at, len(z_direct)
+        z = np.zeros((len(ln_flux), at.n_labels), "f4")
         z[:m] = z_direct
-        out = self._search_tf(ln_flux, plx, ivar, z, *self._table(channels))
-        cost, index, ln_plx, ext, soft = (x.numpy()[:m] for x in out)  # (m, families), (m, 2)
+        ln_plx, ext = self._at_direct_tf(ln_flux, z, *table).numpy()[:m].T
+        u = np.zeros((m, len(at)), "f4")
+        u[:, at.z], u[:, at.ln_plx] = z[:m], ln_plx
+        u[:, at.ln_ext] = np.log(np.clip(ext, *START_EXT_RANGE))
+        return at.clip(u)
+
+    def _of_families(self, ln_flux, parallax, table):
+        """Starts (m, families, n), best first, and how unlikely they are (m, families), inf where
+        there is none, of stars with a parallax (value, inverse variance), each (m,)."""
+        at, m = self.at, len(parallax[0])
+        plx, ivar = np.zeros((2, len(ln_flux)), "f4")
+        plx[:m], ivar[:m] = parallax
+        out = (x.numpy()[:m] for x in self._search_tf(ln_flux, plx, ivar, *table))
+        cost, *found = out  # (m, families)
         order = np.argsort(cost, 1)
-        cost, index, ln_plx, ext = (
-            np.take_along_axis(a, order, 1) for a in (cost, index, ln_plx, ext)
-        )
-        u = np.zeros((m, 1 + N_FAMILIES, len(at)), "f4")
-        k = 1 + order.shape[1]
-        u[:, 0, at.z], u[:, 1:k, at.z] = z_direct, self.z[index]
-        u[:, 0, at.ln_plx], u[:, 1:k, at.ln_plx] = soft[:, 0], ln_plx
-        u[:, 0, at.ln_ext] = np.log(np.clip(soft[:, 1], *START_EXT_RANGE))
-        u[:, 1:k, at.ln_ext] = np.log(np.clip(ext, *START_EXT_RANGE))
-        all_costs = np.full(u.shape[:2], np.inf)
-        all_costs[:, 0], all_costs[:, 1:k] = -np.inf, cost
-        return at.clip(u), all_costs
+        cost, index, ln_plx, ext = (np.take_along_axis(x, order, 1) for x in (cost, *found))
+        k = order.shape[1]
+        u, costs = np.zeros((m, N_FAMILIES, len(at)), "f4"), np.full((m, N_FAMILIES), np.inf)
+        u[:, :k, at.z], u[:, :k, at.ln_plx], costs[:, :k] = self.z[index], ln_plx, cost
+        u[:, :k, at.ln_ext] = np.log(np.clip(ext, *START_EXT_RANGE))
+        return at.clip(u), costs
+
+
+def _parts(rows, size):
+    """The rows, at most `size` at a time."""
+    return (rows[k : k + size] for k in range(0, len(rows), size))
 
 
 def _patterns(used):

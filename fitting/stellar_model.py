@@ -9,6 +9,7 @@ from fitting.coordinates import Coordinates
 from fitting.networks import Classification, Regression
 from fitting.noise import NoiseModel
 from fitting.prior import MixturePrior
+from fitting.second_modes import ModeSearch
 from model import FluxModel
 from pipeline.schema import LabelSet
 from xp_utils import FluxChannels
@@ -24,6 +25,7 @@ class StellarModel:
     fine_wavelengths (m,) nm: of the spectrum that the direct estimate sees besides. release: name
     of the data release, xp_basis: source of the XP basis that the fluxes were sampled with.
     distance_mean, distance_scale: standardisation of the ln flux at 1 kpc, which `distance` gives.
+    search: which stars are searched for other modes; None: all.
     """
 
     labels: LabelSet
@@ -41,6 +43,7 @@ class StellarModel:
     oddity: Classification | None = None
     distance_mean: float = 0.0
     distance_scale: float = 1.0
+    search: ModeSearch | None = None
 
     @property
     def coordinates(self) -> Coordinates:
@@ -71,8 +74,8 @@ class StellarModel:
             "label_mean": np.asarray(self.label_mean, "f8"),
             "label_scale": np.asarray(self.label_scale, "f8"),
         }
-        parts = (self.flux, self.noise, self.prior, self.direct, self.distance, self.oddity)
-        for part in parts:
+        networks = (self.direct, self.distance, self.oddity)
+        for part in (self.flux, self.noise, self.prior, *networks, self.search):
             if part is not None:
                 arrays |= part.to_arrays()
         return arrays
@@ -96,6 +99,7 @@ class StellarModel:
             Regression.from_arrays(arrays, "distance"),
             Classification.from_arrays(arrays, "oddity"),
             *arrays["distance_mean_scale"],
+            ModeSearch.from_arrays(arrays),
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting.confidence import Confidence
+from fitting.logistic import Logistic
 from fitting.posterior import ErrorModel
 from fitting.stellar_model import StellarModel
 from pipeline.schema import flags
@@ -72,7 +72,7 @@ class TrainedModel:
 
     stellar: StellarModel
     errors: ErrorModel
-    confidence: Confidence
+    confidence: Logistic
     range: TrainingRange
     alarms: Alarms = NO_ALARMS
 
@@ -80,7 +80,7 @@ class TrainedModel:
         """All that defines it, as {name: array}."""
         return (
             self.stellar.to_arrays()
-            | self.confidence.to_arrays()
+            | self.confidence.to_arrays("confidence")
             | {
                 "error_levels": self.errors.levels,
                 "error_factors": self.errors.factors,
@@ -97,7 +97,7 @@ class TrainedModel:
         return cls(
             StellarModel.from_arrays(arrays),
             ErrorModel(*(arrays[k] for k in ("error_levels", "error_factors", "pool_weights"))),
-            Confidence.from_arrays(arrays),
+            Logistic.from_arrays(arrays, "confidence"),
             TrainingRange(arrays["range_faces"], arrays["range_limits"]),
             Alarms(*arrays["alarms"].tolist()),
         )

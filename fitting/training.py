@@ -11,12 +11,12 @@ import numpy as np
 from fitting.batches import N_KINDS, START_EXT, Batches
 from fitting.direct import representation_masks
 from fitting.losses import MIN_NOISE_EXT, Losses
+from fitting.minimiser import Minimiser
 from fitting.networks import Classification, Regression
 from fitting.noise import NoiseModel
 from fitting.objective import LabelTerm, Objective
 from fitting.prior import fit_prior
 from fitting.recipe import OWN_GROUPS, OddityStage, StarsStage
-from fitting.star_solver import Minimiser
 from fitting.stellar_model import StellarModel
 from model import FluxModel, initial_ln_ext_curve
 from pipeline.quiet_tensorflow import tf
@@ -31,7 +31,7 @@ XI_SLOPE = 0.1  # start of d ln R / d xi per e-fold of wavelength: any but 0, as
 XI_PIVOT_NM = 550.0
 MIN_BASIS_SIZE = 0.01  # of a component of ln flux in the network's output basis
 MIN_STAGE_STARS = 50  # with fewer selected, a stage is skipped
-STARS_ITERATIONS = 20  # of the solver, in a stage that fits stars
+STARS_EVALUATIONS = 20  # of the objective, in a stage that fits stars
 
 
 def start_model(stars, labels, release, basis, recipe):
@@ -274,7 +274,7 @@ class Trainer:
         )
         data = stars.data.with_labels(model.is_forward)
         minimiser = Minimiser(Objective(model, LabelTerm(model.flux)))
-        found = minimiser.minimise(data, u, STARS_ITERATIONS)
+        found = minimiser.minimise(data, u, STARS_EVALUATIONS)
         self.fitted_type = model.theta(found.u[:, at.z]).astype("f4")
         n = np.maximum(stars.observed.used.sum(1), 1)
         pull = (np.abs(found.u[:, at.z] - z) / z_err).max(1)

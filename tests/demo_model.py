@@ -125,7 +125,7 @@ def quick():
     small pictures."""
     import model  # noqa: F401  # its own graphs, before they are made otherwise
     import train
-    from fitting import held_out, star_solver, training
+    from fitting import held_out, minimiser, star_solver, training
     from pipeline.figures import style
     from pipeline.quiet_tensorflow import tf
 
@@ -139,7 +139,7 @@ def quick():
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(held_out, "SIMULATED_LEVELS", 2)
-        patch.setattr(star_solver, "POOLED_ITERATIONS", 8)
+        patch.setattr(minimiser, "POOLED_EVALUATIONS", (4,))
         patch.setattr(star_solver, "StarSolver", partial(_solver_of, whole=star_solver.StarSolver))
         for name in ("figure.dpi", "savefig.dpi"):
             patch.setitem(style.STYLE, name, 54)

@@ -9,8 +9,8 @@ import tensorflow as tf
 from model_oracle import Oracle
 from scipy import stats
 
-from fitting.confidence import Confidence
 from fitting.direct import direct_inputs, hide_parallax, representation_masks
+from fitting.logistic import Logistic
 from fitting.networks import Classification, Regression
 from fitting.noise import NoiseModel
 from fitting.observed import FINE, OBSERVED, StarData
@@ -260,7 +260,7 @@ def make_trained(stellar, offset=3.0, weight=0.0, highest=(20.0, 20.0), alarms=N
     rng, n_labels = np.random.default_rng(0), len(stellar.labels)
     at, place = stellar.coordinates, of_labels(stellar.labels.forward)
     p, corners = N_FEATURES + 2 * at.n_labels, np.meshgrid(*[[-1, 1]] * at.n_labels)
-    confidence = Confidence(
+    confidence = Logistic(
         rng.normal(size=p),
         rng.normal(size=2 * p),
         np.ones(2 * p),

@@ -23,7 +23,6 @@ from model_case import (
 )
 
 from fitting.catalogue import FIDELITY, infer, known_features, odd_columns, solve_stars
-from fitting.confidence import fit_confidence
 from fitting.direct import direct_inputs
 from fitting.held_out import (
     FALSE_ALARMS,
@@ -33,6 +32,7 @@ from fitting.held_out import (
     Calibrators,
     fitted_alarms,
 )
+from fitting.logistic import fit_logistic
 from fitting.networks import Classification, Regression
 from fitting.posterior import ErrorModel
 from fitting.star_solver import Seen, StarSolver
@@ -91,7 +91,7 @@ def wide_range(level=(-20.0, 20.0)):
 @pytest.fixture(scope="module")
 def trained(data, solver, solved):
     features = known_features(solved, data, solver.model)
-    confidence = fit_confidence(np.full_like(features, np.nan), np.ones((N, 3), bool))
+    confidence = fit_logistic(np.full_like(features, np.nan), np.ones((N, 3), bool))
     return TrainedModel(solver.model, ALONE, confidence, wide_range())
 
 

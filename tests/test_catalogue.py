@@ -20,6 +20,7 @@ from model_case import (
     table_of,
 )
 
+from fitting import minimiser as minimiser_module
 from fitting import star_solver as star_solver_module
 from fitting import starts as starts_module
 from fitting.catalogue import MIN_XP_FLUXES, infer, label_estimates, odd_columns
@@ -201,8 +202,9 @@ def test_star_whose_curvature_is_not_positive_definite_is_flagged_alone(
 
 
 def test_star_that_did_not_converge_is_flagged(table, star_solver, trained, monkeypatch):
-    for name in ("POOLED_ITERATIONS", "SECOND_ITERATIONS", "FIRST_ITERATIONS", "TRIAL_ITERATIONS"):
-        monkeypatch.setattr(star_solver_module, name, 0)
+    monkeypatch.setattr(minimiser_module, "FIRST_EVALUATIONS", 1)
+    monkeypatch.setattr(minimiser_module, "POOLED_EVALUATIONS", (1,))
+    monkeypatch.setattr(star_solver_module, "TRIAL_EVALUATIONS", 1)
     rows = np.arange(9, 30)
     some = {name: value[rows] for name, value in table.items()}
     found = infer(some, star_solver, trained)

@@ -8,12 +8,11 @@ from scipy.special import expit
 from fitting.confidence import (
     MOST_LN_ODDS,
     MOST_TENSION,
-    Confidence,
     confidence_features,
-    fit_confidence,
     is_right,
 )
 from fitting.coordinates import Coordinates
+from fitting.logistic import Logistic, fit_logistic
 from pipeline.schema import DEFAULT_LABELS
 
 
@@ -123,7 +122,7 @@ def held_out(n, n_labels, seed=0):
 
 def test_fitted_confidences_are_the_chances(n_labels):
     features, _, right = held_out(20_000, n_labels)
-    fitted = fit_confidence(features, right)
+    fitted = fit_logistic(features, right)
     features, chance, _ = held_out(2000, n_labels, seed=1)
     assert np.abs(fitted.of(features) - chance).mean() < 0.04
 
@@ -131,25 +130,25 @@ def test_fitted_confidences_are_the_chances(n_labels):
 def test_label_that_is_always_right_has_the_odds_of_laplace():
     features, _, right = held_out(98, 2)
     right[:, 0], right[:, 1] = True, False
-    found = fit_confidence(features, right).of(features)
+    found = fit_logistic(features, right).of(features)
     np.testing.assert_allclose(found, [[0.99, 0.01]] * 98)
 
 
 def test_stars_without_features_are_left_out():
     features, _, right = held_out(500, 2)
     spoiled = np.concatenate([features, np.full((100, 3), np.nan)])
-    fitted = fit_confidence(spoiled, np.concatenate([right, ~right[:100]]))
-    expected = fit_confidence(features, right)
+    fitted = fit_logistic(spoiled, np.concatenate([right, ~right[:100]]))
+    expected = fit_logistic(features, right)
     np.testing.assert_allclose(fitted.of(features), expected.of(features))
 
 
 def test_without_held_out_stars_every_confidence_is_a_half(n_labels):
-    none = fit_confidence(np.full((1, 7), np.nan), np.zeros((1, n_labels)))
+    none = fit_logistic(np.full((1, 7), np.nan), np.zeros((1, n_labels)))
     np.testing.assert_array_equal(none.of(np.ones((3, 7))), np.full((3, n_labels), 0.5))
 
 
 def test_confidence_restored_from_its_arrays_is_the_same(n_labels):
     one = confidence_of(n_labels, 0.3)
-    restored = Confidence.from_arrays(one.to_arrays())
+    restored = Logistic.from_arrays(one.to_arrays("x"), "x")
     features = np.random.default_rng(0).normal(size=(5, len(one.centre)))
     np.testing.assert_array_equal(restored.of(features), one.of(features))

@@ -6,7 +6,7 @@ from model_case import N_WL, eagerly, make_model, mock_stars, replaced
 from model_oracle import Oracle, Star, curvature, slope
 from scipy import optimize
 
-from fitting import star_solver as star_solver_module
+from fitting import minimiser as minimiser_module
 from fitting.posterior import (
     estimates,
     linear_in_extinction,
@@ -29,7 +29,7 @@ def at(model):
 
 def refined(solver, data, u):
     """Descents from u (n, 6) with the noise held there, so that the oracle can hold the same."""
-    return solver.minimise(data, np.asarray(u, "f4"), iterations=60)
+    return solver.minimise(data, np.asarray(u, "f4"), evaluations=60)
 
 
 def sigmas(solver, data, solution):
@@ -72,7 +72,7 @@ def test_curvature_over_a_sigma_is_that_of_the_flatter_side_where_that_is_less(
             point = np.repeat(solution.u[i][None], 3, 0)
             point[1:, :n_free] += np.outer([1, -1], np.sqrt(sigma2) * axis)
             middle, *ends = star_solver.minimise(
-                data, at.clip(point), 0, np.full(3, i), point[:1].repeat(3, 0)
+                data, at.clip(point), 1, np.full(3, i), point[:1].repeat(3, 0)
             ).phi.astype("f8")
             growth = axis @ new @ axis / sigma2
             ratios.append((1 / np.clip(2 * (min(ends) - middle), 0.25, 1), growth))
@@ -100,7 +100,7 @@ def test_precision_of_a_star_without_solution_is_NaN(star_solver, mocks):
 def test_axes_of_a_matrix_that_is_not_positive_definite_are_left_out(star_solver):
     bad = np.diag([1.0, 2, 3, 4, -5, 6])
     infinite = np.full((6, 6), np.inf)
-    curvature, axes = star_solver_module._principal_axes(np.stack([bad, np.eye(6), infinite]))
+    curvature, axes = minimiser_module._principal_axes(np.stack([bad, np.eye(6), infinite]))
     assert (curvature[[0, 2]] == 0).all()
     assert (axes[[0, 2]] == 0).all()
     np.testing.assert_allclose(curvature[1], 1)
@@ -123,11 +123,11 @@ def test_precision_is_precise_where_brightness_is_known_a_million_times_better(a
     data = replaced(data, flux=flux, flux_err=0.02 * flux)  # exact but for the prior
     with eagerly():
         solver = StarSolver(model, batch_size=n)
-        solution = solver.minimise(data, u.astype("f4"), 0)
+        solution = solver.minimise(data, u.astype("f4"), 1)
         precise = np.linalg.inv(solver.gaussian(data, solution, over_a_sigma=False).precision)
         batch, point = solver.batch(data, np.arange(n)), solution.u.T
         whitening = solver.objective.whitening(point, batch)
-        rough = solver.objective.evaluate(point, batch, *whitening).hessian.numpy()
+        rough = solver.objective.evaluate(point, batch, whitening).hessian.numpy()
     rough = np.linalg.inv(rough.transpose(2, 0, 1).astype("f8"))
     with np.errstate(invalid="ignore"):  # the rough one may be negative
         precise, rough = (np.sqrt(np.einsum("nii->ni", cov)) for cov in (precise, rough))

@@ -316,7 +316,7 @@ def test_confidences_are_fitted_to_odd_things_as_they_are(trainer, star_solver, 
     monkeypatch.setattr(held_out, "known_features", lambda found, *args: np.ones((found.n, 2)))
     monkeypatch.setattr(held_out, "label_estimates", lambda found, *args: (found, None))
     monkeypatch.setattr(held_out, "is_right", lambda found, *args: np.ones((found.n, 3), bool))
-    monkeypatch.setattr(held_out, "fit_confidence", lambda features, right: len(features))
+    monkeypatch.setattr(held_out, "fit_logistic", lambda features, right: len(features))
     n = fitted_confidence(trainer, star_solver, [some, some], [some], ALONE)
     assert n == 5 * len(some.data)
     assert asked == [1, 0, 1, 0, 1]

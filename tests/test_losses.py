@@ -53,7 +53,7 @@ class Dense:
         self.batch, self.i, flux = {k: v[i].astype("f8") for k, v in batch.items()}, i, model.flux
         one = {k: v[i : i + 1] for k, v in batch.items()}
         self.ext = max(self.batch["ext"], MIN_NOISE_EXT)
-        whitening, _ = model.noise.whitening(
+        whitening = model.noise.whitening(
             one["z_noise"],
             np.maximum(one["ext"], np.float32(MIN_NOISE_EXT)),
             one["rel_err"],
@@ -61,7 +61,7 @@ class Dense:
             one["features"],
         )
         self.seen = batch["used"][i] > 0
-        s = whitening[0].numpy().astype("f8")
+        s = whitening.transposed()[0].numpy().T.astype("f8")
         block = np.ix_(self.seen, self.seen)
         self.covariance = np.linalg.inv((s.T @ s)[block])
         curve, by_xi = (x[0].numpy().astype("f8") for x in flux.ext_curve(np.zeros(1, "f4")))

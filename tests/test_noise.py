@@ -55,10 +55,10 @@ def case():
 
 def whitening(noise, inputs, used, general):
     z, ext, rel_err, features = inputs
-    s, ln_det = noise.whitening(
+    one = noise.whitening(
         *(tf.constant(x, tf.float32) for x in (z, ext, rel_err, used, features)), general
     )
-    return s.numpy(), ln_det.numpy()
+    return one.transposed().numpy().transpose(0, 2, 1), one.ln_det.numpy()
 
 
 def used_without(missing):
@@ -161,15 +161,30 @@ def test_larger_reported_errors_widen_every_variance(case):
 def test_whitening_of_a_wild_star_is_finite(any_case):
     z = np.zeros((3, any_case.inputs[0].shape[1]), "f4")
     z[0], z[1] = 50, -50
-    s, ln_det = any_case.noise.whitening(
+    one = any_case.noise.whitening(
         tf.constant(z),
         tf.constant([1e4, 0.0, 0.0]),
         tf.fill((3, N_WL), 1e3),
         tf.ones((3, N_WL)),
         tf.constant([[1e6, 1e3], [-1e6, -1e3], [0.0, 0.0]]),
     )
-    assert np.isfinite(s).all()
-    assert np.isfinite(ln_det).all()
+    assert np.isfinite(one.transposed()).all()
+    assert np.isfinite(one.ln_det).all()
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_products_are_those_of_whitened_spectra(case, general):
+    used, rng = used_without([*TMASS[:1], *NO_BP]), np.random.default_rng(3)
+    z, ext, rel_err, features = case.inputs
+    one = case.noise.whitening(
+        *(tf.constant(x, tf.float32) for x in (z, ext, rel_err, used, features)), general
+    )
+    spectra = tf.constant(rng.normal(size=(N_STARS, 4, N_WL)), tf.float32)
+    white = one.of(spectra).numpy().astype("f8")
+    expected = np.einsum("bin,bjn->ijb", white, white)
+    np.testing.assert_allclose(one.products(spectra), expected, rtol=1e-4, atol=1e-3)
+    s = one.transposed().numpy().astype("f8")
+    np.testing.assert_allclose(white, spectra.numpy() @ s, rtol=1e-4, atol=1e-3)
 
 
 def test_level_and_tails_are_apart_from_the_shape():

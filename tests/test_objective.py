@@ -17,9 +17,9 @@ from model_case import (
 from model_oracle import Oracle, Star, curvature, slope
 from scipy import optimize
 
+from fitting.minimiser import Minimiser
 from fitting.objective import LabelTerm, MixtureTerm, Objective, gaussian_prior
 from fitting.posterior import physical
-from fitting.star_solver import Minimiser
 
 MISSING = ([], WISE, TMASS[:1], [*TMASS, *WISE], NO_BP, [*NO_BP, *WISE], RP, [30, 40, 63], [0, 1])
 TERMS = ("mixture", "label")
@@ -76,9 +76,9 @@ class Case:
         """(`Point` with arrays, ln |det S|) at u (N, n), with the noise as it is at noise_at."""
         batch = self.batch(data=data)
         at = u if noise_at is None else noise_at
-        whitening, ln_det = self.objective.whitening(tensor(at), batch, general=True)
-        point = self.objective.evaluate(tensor(u), batch, whitening, ln_det)
-        return type(point)(*(x.numpy() for x in point)), ln_det.numpy()
+        whitening = self.objective.whitening(tensor(at), batch, general=True)
+        point = self.objective.evaluate(tensor(u), batch, whitening)
+        return type(point)(*(x.numpy() for x in point)), whitening.ln_det.numpy()
 
     def noise(self, u):
         return [self.oracle.noise_at(*pair) for pair in zip(u, self.stars, strict=True)]
@@ -187,7 +187,7 @@ def test_values_are_what_evaluate_gives_at_the_same_points(case):
     rng = np.random.default_rng(4)
     points = case.truth[None].astype("f4") + 0.1 * rng.normal(size=(4, *case.truth.shape))
     batch = case.batch()
-    whitening, _ = case.objective.whitening(tensor(case.truth), batch, general=True)
+    whitening = case.objective.whitening(tensor(case.truth), batch, general=True)
     stacked = tf.constant(points.transpose(0, 2, 1).astype("f4"))
     found = case.objective.values(stacked, batch, whitening).numpy()
     for k, u in enumerate(points):
@@ -209,8 +209,39 @@ def test_curvature_is_the_hessian_in_float64(case):
     np.testing.assert_allclose(at_best[1] / size, point.hessian / size, atol=0.01)
     root = np.sqrt(np.einsum("iik->ik", point.hessian))
     np.testing.assert_allclose(at_best[2] / root, point.gradient / root, atol=0.02)
-    expected, _ = case.objective.whitening(tensor(u), case.batch(), True)
-    np.testing.assert_array_equal(whitening, expected)
+    expected = case.objective.whitening(tensor(u), case.batch(), True)
+    np.testing.assert_array_equal(whitening.transposed(), expected.transposed())
+
+
+def test_linearised_objective_is_the_objective_where_ln_flux_is_linear(case):
+    """In E and parallax it is; in type and xi to first order, as are the slopes there."""
+    at, objective, batch = case.model.coordinates, case.objective, case.batch()
+    whitening = objective.whitening(tensor(case.truth), batch, True)
+
+    def both(u):
+        points = (
+            objective.linearised(start, tensor(u), batch, whitening.ln_det),
+            objective.evaluate(tensor(u), batch, whitening),
+        )
+        return [type(point)(*(x.numpy() for x in point)) for point in points]
+
+    start = objective.evaluate(tensor(case.truth), batch, whitening)
+    begin, rng = start.u.numpy().T, np.random.default_rng(11)
+    moved = begin.copy()
+    moved[:, at.logarithms] += rng.normal(0, [0.3, 0.1], (len(moved), 2))
+    found, expected = both(moved)
+    np.testing.assert_allclose(found.u, expected.u, atol=1e-4)
+    np.testing.assert_allclose(found.phi, expected.phi, atol=0.05)
+    size = np.sqrt(np.einsum("iik->ik", expected.hessian))
+    np.testing.assert_allclose(found.gradient / size, expected.gradient / size, atol=0.02)
+    off = []
+    for step in (0.02, 0.005):
+        near = begin.copy()
+        near[:, : at.ln_ext] += step * np.sign(rng.normal(size=near[:, : at.ln_ext].shape))
+        found, expected = both(near)
+        off.append(np.abs(found.phi - expected.phi) / np.abs(expected.phi - start.phi.numpy()))
+    assert np.median(off[0]) < 0.2
+    assert np.median(off[1]) < np.median(off[0])
 
 
 def test_order_of_the_labels_does_not_matter(case, n_labels):
@@ -222,8 +253,7 @@ def test_order_of_the_labels_does_not_matter(case, n_labels):
     if term == "label":
         data = replaced(data, theta=data.theta[:, order], theta_err=data.theta_err[:, order])
     batch, u = case.batch(objective, data), case.truth[:, whole]
-    whitening, ln_det = objective.whitening(tensor(u), batch, True)
-    found = objective.evaluate(tensor(u), batch, whitening, ln_det)
+    found = objective.evaluate(tensor(u), batch, objective.whitening(tensor(u), batch, True))
     expected, _ = case.evaluate(case.truth)
     np.testing.assert_allclose(found.phi, expected.phi, atol=0.02)
     np.testing.assert_allclose(found.chi2, expected.chi2, rtol=1e-3)

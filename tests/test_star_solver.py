@@ -17,16 +17,11 @@ from model_case import (
 from model_oracle import Star, slope
 from scipy import optimize
 
-from fitting import star_solver as star_solver_module
+from fitting import minimiser as minimiser_module
+from fitting.minimiser import Minimiser, Solution, Stop, projectable
 from fitting.objective import LabelTerm, MixtureTerm, Objective
 from fitting.posterior import estimates, physical
-from fitting.star_solver import (
-    Minimiser,
-    Solution,
-    StarSolver,
-    Stop,
-    projectable,
-)
+from fitting.star_solver import StarSolver
 from pipeline.statistics import robust_width
 
 
@@ -42,7 +37,7 @@ def at(model):
 
 def refined(solver, data, u):
     """Descents from u (n, 6) with the noise held there, so that the oracle can hold the same."""
-    return solver.minimise(data, np.asarray(u, "f4"), iterations=60)
+    return solver.minimise(data, np.asarray(u, "f4"), evaluations=60)
 
 
 def errors(solver, data, solution):
@@ -165,7 +160,7 @@ def test_stars_with_labels_descend_to_the_lowest_that_scipy_finds(model, oracle,
     u0 = truth.astype("f4")
     with eagerly():
         minimiser = Minimiser(Objective(model, LabelTerm(model.flux)), len(data))
-        found = minimiser.minimise(data, u0, iterations=15)
+        found = minimiser.minimise(data, u0, evaluations=15)
     for i in range(len(data)):
         star = Star(data, i)
         noise = oracle.noise_at(u0[i], star)
@@ -187,8 +182,8 @@ def test_flux_errors_larger_than_usual_give_larger_parameter_errors(star_solver,
 class Uphill(Objective):
     """An objective whose gradient points the wrong way: no step gains anything."""
 
-    def evaluate(self, u, data, whitening, ln_det):
-        point = super().evaluate(u, data, whitening, ln_det)
+    def evaluate(self, u, data, whitening):
+        point = super().evaluate(u, data, whitening)
         return point._replace(gradient=-1e9 * point.gradient)
 
 
@@ -198,16 +193,16 @@ def test_descent_says_why_it_stopped(model, mocks):
         downhill, uphill = (
             Minimiser(kind(model, MixtureTerm(model.prior)), 10) for kind in (Objective, Uphill)
         )
-        found = {steps: downhill.minimise(data, far, steps) for steps in (0, 2, 60)}
-        stuck = uphill.minimise(data, mocks[1][:10].astype("f4"), 15)
-    assert (found[0].stop == Stop.ITERATIONS).all()
-    assert (found[2].stop == Stop.ITERATIONS).all()
+        found = {steps: downhill.minimise(data, far, steps) for steps in (1, 3, 60)}
+        stuck = uphill.minimise(data, mocks[1][:10].astype("f4"), 40)
+    assert (found[1].stop == Stop.ITERATIONS).all()
+    assert (found[3].stop == Stop.ITERATIONS).all()
     assert (found[60].stop == Stop.CONVERGED).all()
     assert (stuck.stop == Stop.STALLED).all()
-    for solution, converged in ((found[0], False), (found[60], True), (stuck, False)):
+    for solution, converged in ((found[1], False), (found[60], True), (stuck, False)):
         assert (solution.converged == converged).all()
-    assert (found[2].phi < found[0].phi).all()
-    assert (found[60].phi <= found[2].phi).all()
+    assert (found[3].phi < found[1].phi).all()
+    assert (found[60].phi <= found[3].phi).all()
 
 
 def test_star_without_a_descent_has_no_solution(star_solver, mocks, solved):
@@ -230,7 +225,7 @@ def test_stop_reasons_are_distinct_and_fit_their_array():
 def test_unfinished_descents_are_finished_in_a_pool(star_solver, mocks, solved):
     data = mocks[0].take(slice(0, 60))
     far = np.zeros((60, 6), "f4")
-    first = star_solver.minimise(data, far, star_solver_module.FIRST_ITERATIONS)
+    first = star_solver.minimise(data, far, minimiser_module.FIRST_EVALUATIONS)
     assert not first.converged.all()
     assert star_solver.finish(data, far).converged.mean() > 0.95
 
@@ -284,7 +279,7 @@ def test_general_way_of_missing_channels_equals_the_fast_one(star_solver, varied
     assert projectable(data.observed.used > 0, data.channels.n_xp).all()
     fast = star_solver.minimise(data, u, 40)
     never = lambda used, n_xp: np.zeros(len(used), bool)  # noqa: E731
-    monkeypatch.setattr(star_solver_module, "projectable", never)
+    monkeypatch.setattr(minimiser_module, "projectable", never)
     general = star_solver.minimise(data, u, 40)
     assert_same_solution(fast, general, at, tolerance=5e-3)
     np.testing.assert_allclose(general.chi2, fast.chi2, rtol=5e-3)

@@ -7,7 +7,8 @@ from model_case import LABEL_SETS, THETA_MEAN, THETA_SCALE, make_model, mock_sta
 from fitting import star_solver as star_solver_module
 from fitting import starts as starts_module
 from fitting.families import N_FAMILIES, Families
-from fitting.star_solver import SAME_MODE, Modes, Solution
+from fitting.minimiser import Solution
+from fitting.star_solver import SAME_MODE, Modes
 from fitting.starts import StartSearch
 from pipeline.schema import KNOWN_LABELS, LabelSet
 
@@ -225,8 +226,8 @@ def test_stars_that_fit_badly_are_searched_again_from_all_families(
     expected = star_solver.solve(data)
     asked, whole, bad = [], star_solver._search, np.arange(60) % 3 == 0
 
-    def search(stars, z_direct, every_family):
-        modes = whole(stars, z_direct, every_family)
+    def search(stars, z_direct, every_family=None, only_direct=None):
+        modes = whole(stars, z_direct, every_family, only_direct)
         asked.append((stars.flux, every_family))
         if not every_family:
             best = modes.best
