@@ -77,12 +77,13 @@ def solve_stars(data, solver, errors, alarms=None):
     factors, weights = errors.of(data)
     whole = widened(first, other, ln_ratio, factors)
     alone, elsewhere = estimates(whole, model), estimates(other, model)
-    pooled, direct = alone, None
+    pooled, direct, of_type = alone, None, 1.0
     if seen.direct is not None and weights[:, 1].any():
         direct = seen.direct[:, :, model.is_forward]
-        pooled = estimates(pool(whole, *direct, weights), model)
+        of_type = errors.of_type(seen.direct[0])[:, model.is_forward]
+        pooled = estimates(pool(whole, *direct, weights, of_type), model)
     linear = linear_in_extinction(first.mean, *first.point, model.coordinates)
-    signed = signed_extinction(linear, factors, direct, weights, model.coordinates)
+    signed = signed_extinction(linear, factors, direct, weights, model.coordinates, of_type)
     signed = np.where(np.isfinite(pooled.est[:, 0]), signed, np.nan)
     triangle = np.triu_indices(len(model.coordinates))
     found = {
@@ -101,7 +102,7 @@ def solve_stars(data, solver, errors, alarms=None):
         "ln_prior": model.prior.ln_density(best.u[:, model.coordinates.z]).numpy(),
         "ln_post": -best.phi,
     }
-    return found | odd | _direct_columns(seen.direct, len(data), model), best.converged
+    return found | odd | _direct_columns(seen.direct, errors, len(data), model), best.converged
 
 
 def trusted(data, solver):
@@ -145,15 +146,16 @@ def odd_columns(seen, data, model):
     }
 
 
-def _direct_columns(direct, n, model):
+def _direct_columns(direct, errors, n, model):
     """Columns of the labels that the direct estimate alone gives."""
     out = {}
-    direct = np.full((2, n, len(model.labels)), np.nan) if direct is None else direct
+    direct = np.full((2, n, len(model.labels)), np.nan) if direct is None else direct.astype("f8")
+    sigma = direct[1] * errors.of_type(direct[0])
     for k, label in enumerate(model.labels):
         if not label.forward:
-            z, sigma = direct[:, :, k].astype("f8")
-            out[f"{label.name}_est"] = z * model.label_scale[k] + model.label_mean[k]
-            out[f"{label.name}_err"] = sigma * model.label_scale[k]
+            est = direct[0, :, k] * model.label_scale[k] + model.label_mean[k]
+            out[f"{label.name}_est"] = est
+            out[f"{label.name}_err"] = sigma[:, k] * model.label_scale[k]
     return out
 
 

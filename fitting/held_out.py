@@ -19,12 +19,14 @@ from fitting.confidence import is_right
 from fitting.logistic import fit_logistic
 from fitting.observed import StarData
 from fitting.posterior import (
+    NO_TYPE_FACTORS,
     ErrorModel,
-    inverse_or_nan,
+    fitted_type_factors,
     needed_factors,
     physical,
     pool,
     pool_loss,
+    type_variance,
     widened,
 )
 from fitting.second_modes import fit_mode_search, search_features
@@ -176,17 +178,23 @@ def training_range(trainer):
 
 
 def error_model(trainer, solver, sets):
-    """The `ErrorModel` of a training: factors from simulated stars, weights of the pool from
-    calibration stars, at each brightness of `sets`."""
-    levels, factors, weights = [], [], []
+    """The `ErrorModel` of a training: factors from simulated stars and, from calibration stars,
+    weights of the pool, at each brightness of `sets`, and factors by type."""
+    model, levels, factors, weights, pulls = trainer.model, [], [], [], []
     for k in range(len(brightnesses(trainer.stars, trainer.recipe))):
         level, of_set = simulated_factors(trainer, solver, k)
         levels.append(max([level, *(x + WIDEST_STEP for x in levels)]))
         factors.append(of_set)
-        pooled = sets and trainer.model.direct is not None and len(sets[k].data) >= MIN_POOL_STARS
-        own = pool_weights(solver, sets[k], of_set) if pooled else np.array([1.0, 0.0])
+        own = np.array([1.0, 0.0])
+        if sets and model.direct is not None and len(sets[k].data) >= MIN_POOL_STARS:
+            seen = both_estimates(solver, sets[k], of_set)
+            own = pool_weights(seen, sets[k], model)
+            pulls += type_pulls(seen, own, sets[k], model)
         weights.append(own)
-    return ErrorModel(np.array(levels), np.stack(factors, 1), np.array(weights))
+    of_type = NO_TYPE_FACTORS
+    if pulls:
+        of_type = fitted_type_factors(*(np.stack(x) for x in zip(*pulls, strict=True)))
+    return ErrorModel(np.array(levels), np.stack(factors, 1), np.array(weights), of_type)
 
 
 def simulated_factors(trainer, solver, k):
@@ -206,40 +214,64 @@ def simulated_factors(trainer, solver, k):
     return float(np.median(data.observed.features[:, 1])), np.array(factors)
 
 
-def pool_weights(solver, one, factors):
-    """The weights (2,) of `posterior.pool` that make the labels of `Calibrators` most likely, with
-    and without parallaxes; both smaller where the labels would be within the errors less often than
-    these claim. factors (2, n): of the forward model's errors."""
-    model, seen = solver.model, []
-    forward = model.is_forward
-    z, z_err = model.standardised(one.label)[:, forward], one.label_err / model.label_scale
+def both_estimates(solver, one, factors):
+    """What both estimates say of `Calibrators`, with and without parallaxes: the forward model's
+    `Gaussian`, of errors times factors (2, n), and the direct estimate (2, N, K)."""
+    out = []
     for shown in (one, one.without_parallax()):
         data, own, _ = trusted(shown.data, solver)
-        direct, modes = own.direct, solver.solve(data, own.direct)
+        modes = solver.solve(data, own.direct)
         first, second = (solver.gaussian(data, mode) for mode in (modes.best, modes.second))
         ln_ratio = modes.best.phi - modes.second.phi
         of_star = np.where(data.useful_parallax[:, None], *factors)
-        whole = widened(first, second, ln_ratio, of_star)
-        seen.append((whole, *direct[:, :, forward]))
+        out.append((widened(first, second, ln_ratio, of_star), own.direct))
+    return out
 
-    def pooled(ln_weights):
-        weights = np.tile(np.exp(ln_weights), (len(z), 1))
-        return [pool(*shown, weights) for shown in seen]
+
+def pooled(seen, weights, forward):
+    """The `Gaussian`s of `both_estimates` pooled with weights (2,), without factors by type."""
+    out = []
+    for whole, direct in seen:
+        z, sigma = direct[:, :, forward]
+        out.append(pool(whole, z, sigma, np.tile(weights, (len(z), 1))))
+    return out
+
+
+def pool_weights(seen, one, model):
+    """The weights (2,) of `posterior.pool` that make the labels of `Calibrators` most likely, of
+    whom `both_estimates` have seen so much; both smaller where the labels would be within the
+    errors less often than these claim."""
+    forward = model.is_forward
+    z = model.standardised(one.label)[:, forward]
+    z_err = (one.label_err / model.label_scale)[:, forward]
 
     def loss(ln_weights):
-        return np.mean([pool_loss(one, z) for one in pooled(ln_weights)])
+        return np.mean([pool_loss(x, z) for x in pooled(seen, np.exp(ln_weights), forward)])
 
-    best = minimize(loss, np.log(START_WEIGHTS), method="Nelder-Mead").x
+    best = np.exp(minimize(loss, np.log(START_WEIGHTS), method="Nelder-Mead").x)
     # The loss has heavy tails, for labels that are wrong; where few are, it makes errors too small.
-    needed = [needed_pool_factors(one, z, z_err[:, forward]) for one in pooled(best)]
-    return np.exp(best) / max(1.0, np.exp(np.mean(np.log(needed)))) ** 2
+    needed = [needed_pool_factors(x, z, z_err) for x in pooled(seen, best, forward)]
+    return best / max(1.0, np.exp(np.mean(np.log(needed)))) ** 2
 
 
 def needed_pool_factors(gaussian, z, z_err):
     """`needed_factors` (K,) of a pooled `Gaussian`, for labels z (N, K) and their errors."""
     k = z.shape[1]
-    variance = np.einsum("nii->ni", inverse_or_nan(gaussian.precision)[:, :k, :k])
-    return needed_factors(gaussian.mean[:, :k], np.sqrt(variance + z_err**2), z)
+    err = np.sqrt(type_variance(gaussian, k) + z_err**2)
+    return needed_factors(gaussian.mean[:, :k], err, z)
+
+
+def type_pulls(seen, weights, one, model):
+    """[(pulls (N, K) of all labels, direct estimates (N, K))] of `Calibrators`, with and without
+    parallaxes; the other arguments as of `pooled`. The labels' own errors are in the pulls, as they
+    are in what both estimates have learned."""
+    forward, z, out = model.is_forward, model.standardised(one.label), []
+    for gaussian, (_, direct) in zip(pooled(seen, weights, forward), seen, strict=True):
+        est, err = direct.astype("f8")
+        est[:, forward] = gaussian.mean[:, : forward.sum()]
+        err[:, forward] = np.sqrt(type_variance(gaussian, forward.sum()))
+        out.append(((est - z) / err, direct[0]))
+    return out
 
 
 def fitted_confidence(trainer, solver, sets, odd, errors):

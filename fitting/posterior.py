@@ -7,6 +7,7 @@ these here. Arrays in, arrays out.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.special import expit, ndtri
 
 from fitting.coordinates import Coordinates
@@ -95,6 +96,9 @@ LEAST_LN_EVIDENCE = -10.0  # of a second mode, curvature aside: one below is as 
 COVERAGE = (0.68, 0.95)  # shares of the truths that the errors are to hold
 MOST_OVER = 1.035  # times what the first needs: then 69.7% are inside
 POOL_NU = 7.0  # degrees of freedom of the labels' errors, when the pool's weights are fitted
+TYPE_LIMIT = 2.0  # of standardised types: error factors are constant well beyond
+TYPE_SLOPE = 0.05  # how much ln error factors may change per standardised label: a prior's width
+NO_TYPE_FACTORS = np.zeros((1, 1))
 
 
 @dataclass(frozen=True)
@@ -103,17 +107,20 @@ class ErrorModel:
 
     levels (L,): mean ln relative error of the XP fluxes, ascending; factors (2, L, n): of each
     parameter's error, for stars with a useful parallax and for others; pool_weights (L, 2): of the
-    forward model and the direct estimate in `pool`.
+    forward model and the direct estimate in `pool`; type_factors (K, 1 + K): ln factors of the
+    labels' errors after that, linear in the `type_terms` of the direct estimate; (1, 1) for none.
     """
 
     levels: np.ndarray
     factors: np.ndarray
     pool_weights: np.ndarray
+    type_factors: np.ndarray
 
     @classmethod
     def curvature_alone(cls, n_parameters):
         """The errors of the curvature as they are, of the forward model alone."""
-        return cls(np.zeros(1), np.ones((2, 1, n_parameters)), np.array([[1.0, 0.0]]))
+        factors = np.ones((2, 1, n_parameters))
+        return cls(np.zeros(1), factors, np.array([[1.0, 0.0]]), NO_TYPE_FACTORS)
 
     def of(self, data):
         """Factors (N, n) and pool weights (N, 2) of `StarData`."""
@@ -121,9 +128,19 @@ class ErrorModel:
         factors = [self._between(level, one) for one in self.factors]
         return np.where(useful[:, None], *factors), self._between(level, self.pool_weights)
 
+    def of_type(self, z):
+        """Factors (N, K) of the errors of labels, of stars whose direct estimate is z (N, K)."""
+        ln_factors = (type_terms(z)[:, None] * self.type_factors).sum(2)
+        return np.broadcast_to(np.exp(ln_factors), z.shape)
+
     def _between(self, level, values):
         """Values (L, k) at the levels, interpolated (N, k); beyond the ends as at the ends."""
         return np.stack([np.interp(level, self.levels, column) for column in values.T], 1)
+
+
+def type_terms(z):
+    """What ln factors are linear in (N, 1 + K): 1, and types z (N, K) bent to TYPE_LIMIT."""
+    return np.column_stack([np.ones(len(z)), TYPE_LIMIT * np.tanh(z / TYPE_LIMIT)])
 
 
 def widened(first, second, ln_ratio, factors):
@@ -196,35 +213,36 @@ def linear_in_extinction(u, hessian, gradient, at):
     return Gaussian(mean - step[:, :, 0], precision)
 
 
-def signed_extinction(linear, factors, direct, weights, at):
+def signed_extinction(linear, factors, direct, weights, at, of_type=1.0):
     """E of either sign (N,) and its error, of N stars.
 
     linear: of `linear_in_extinction`. factors (N, n): of the errors. direct (2, N, K): the direct
-    estimate, pooled in with weights (N, 2); or None.
+    estimate, pooled in with weights (N, 2) and factors `of_type` (N, K), as in `pool`; or None.
     """
     precision = linear.precision / (factors[:, :, None] * factors[:, None])
     mean = linear.mean.copy()
     if direct is not None:
-        rows, move, pooled = _pooled(mean, precision, *direct, weights)
+        rows, move, pooled = _pooled(mean, precision, *direct, weights, of_type)
         mean[rows] += move
         precision[rows] = pooled
     variance = np.einsum("nii->ni", inverse_or_nan(precision))[:, at.ln_ext]
     return np.where(np.isfinite(variance), mean[:, at.ln_ext], np.nan), np.sqrt(variance)
 
 
-def pool(gaussian, z, sigma, weights):
+def pool(gaussian, z, sigma, weights, of_type=1.0):
     """The `Gaussian` of N stars with the direct estimate z, sigma (N, K) of their types pooled in.
 
     The type's posterior is the logarithmic pool (Genest & Zidek 1986, Statistical Science 1, 114)
     of the forward model's, dust and the rest marginalised, and of the direct estimate: precision
     a P + b diag(1/sigma^2), with weights (N, 2) of a, b. Both come from the same fluxes, so a + b
-    is near 1, not 2. Dust, parallax and xi given the type are the forward model's: E and parallax
-    follow the type linearly (but stay positive) and keep their errors given the type, as the
-    covariance describes them. A star without proper precision stays as it is.
+    is near 1, not 2. The errors of the pooled type are multiplied by of_type (N, K). Dust, parallax
+    and xi given the type are the forward model's: E and parallax follow the type linearly (but stay
+    positive) and keep their errors given the type, as the covariance describes them. A star without
+    proper precision stays as it is.
     """
     at = Coordinates(z.shape[1])
     mean, precision = gaussian.mean.copy(), gaussian.precision.copy()
-    rows, move, pooled = _pooled(mean, precision, z, sigma, weights)
+    rows, move, pooled = _pooled(mean, precision, z, sigma, weights, of_type)
     first = mean[rows]
     soft = move[:, at.logarithms]
     move[:, at.logarithms] = np.where(soft > 0, np.log1p(np.maximum(soft, 0)), soft)
@@ -235,7 +253,7 @@ def pool(gaussian, z, sigma, weights):
     return Gaussian(mean, precision)
 
 
-def _pooled(mean, precision, z, sigma, weights):
+def _pooled(mean, precision, z, sigma, weights, of_type):
     """Which stars (an index array) have a pool, how far the mean moves (M, n), and its precision
     (M, n, n); arguments as of `pool`."""
     k = z.shape[1]
@@ -251,14 +269,41 @@ def _pooled(mean, precision, z, sigma, weights):
     extra = b[:, None] / sigma[rows].astype("f8") ** 2
     pooled = a[:, None, None] * own + extra[:, :, None] * np.eye(k)
     step = np.linalg.solve(pooled, (extra * (z[rows] - mean[rows, :k]))[:, :, None])
-    whole[:, :k, :k] += pooled - own
+    factors = np.broadcast_to(of_type, z.shape)[rows]
+    whole[:, :k, :k] += pooled / (factors[:, :, None] * factors[:, None]) - own
     return rows, np.concatenate([step, -to_rest @ step], 1)[:, :, 0], whole
+
+
+def type_variance(gaussian, k):
+    """Variances (N, k) of the k labels that come first; NaN without proper precision."""
+    return np.einsum("nii->ni", inverse_or_nan(gaussian.precision)[:, :k, :k])
 
 
 def pool_loss(gaussian, z):
     """-ln p of types z (N, K) under a pooled `Gaussian`, Student-t, mean over stars and labels, up
     to a constant; stars without proper precision are left out."""
     k = z.shape[1]
-    variance = np.einsum("nii->ni", inverse_or_nan(gaussian.precision)[:, :k, :k])
+    variance = type_variance(gaussian, k)
     off2 = (gaussian.mean[:, :k] - z) ** 2 / variance
     return np.nanmean(0.5 * np.log(variance) + 0.5 * (POOL_NU + 1) * np.log1p(off2 / POOL_NU))
+
+
+def fitted_type_factors(pull, z):
+    """`ErrorModel.type_factors` of N stars, each shown M times: pulls (M, N, K) of their labels,
+    and their direct estimates z (M, N, K).
+
+    Student-t likelihood, the slopes held by a prior, which counts every star once. How large errors
+    are in the mean is a matter of the pool: the mean ln factor is 0.
+    """
+    n, k = pull.shape[1:]
+    good = np.isfinite(pull).all(2) & np.isfinite(z).all(2)
+    pull, terms = pull[good], type_terms(z[good])
+
+    def loss(ln_factors, pull):
+        s = terms @ ln_factors
+        tails = 0.5 * (POOL_NU + 1) * np.log1p((pull * np.exp(-s)) ** 2 / POOL_NU)
+        return np.mean(s + tails) + 0.5 * np.sum((ln_factors[1:] / TYPE_SLOPE) ** 2) / n
+
+    out = np.array([minimize(loss, np.zeros(1 + k), args=(one,)).x for one in pull.T])
+    out[:, 0] = -out[:, 1:] @ terms[:, 1:].mean(0)
+    return out

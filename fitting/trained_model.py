@@ -11,6 +11,8 @@ from pipeline.schema import flags
 
 MOST_HULL_LABELS = 4  # of more labels, a convex hull has too many faces: a box takes its place
 INSIDE = 1e-6  # of the hull: rounding
+# Of the fields of `ErrorModel`, in their order.
+ERROR_ARRAYS = ("error_levels", "error_factors", "pool_weights", "type_factors")
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,8 @@ class TrainedModel:
         return (
             self.stellar.to_arrays()
             | self.confidence.to_arrays("confidence")
+            | dict(zip(ERROR_ARRAYS, vars(self.errors).values(), strict=True))
             | {
-                "error_levels": self.errors.levels,
-                "error_factors": self.errors.factors,
-                "pool_weights": self.errors.pool_weights,
                 "alarms": np.array(list(vars(self.alarms).values())),
                 "range_faces": self.range.faces,
                 "range_limits": self.range.limits,
@@ -96,7 +96,7 @@ class TrainedModel:
         """What `to_arrays` described. Raises KeyError where an array is missing."""
         return cls(
             StellarModel.from_arrays(arrays),
-            ErrorModel(*(arrays[k] for k in ("error_levels", "error_factors", "pool_weights"))),
+            ErrorModel(*(arrays[k] for k in ERROR_ARRAYS)),
             Logistic.from_arrays(arrays, "confidence"),
             TrainingRange(arrays["range_faces"], arrays["range_limits"]),
             Alarms(*arrays["alarms"].tolist()),

@@ -34,7 +34,7 @@ from fitting.held_out import (
 )
 from fitting.logistic import fit_logistic
 from fitting.networks import Classification, Regression
-from fitting.posterior import ErrorModel
+from fitting.posterior import NO_TYPE_FACTORS, ErrorModel
 from fitting.star_solver import Seen, StarSolver
 from fitting.stellar_model import StellarModel
 from fitting.trained_model import NO_ALARMS, Alarms, TrainedModel, TrainingRange
@@ -243,7 +243,7 @@ def at_level(levels, useful=True):
 def test_error_model_interpolates_between_levels_and_is_constant_beyond():
     factors = np.array([[[1.0, 2.0], [2.0, 6.0], [4.0, 6.0]], [[1.5, 1.5], [1.5, 3.5], [9.5, 3.5]]])
     weights = np.array([[1.0, 0.0], [0.6, 0.4], [0.2, 0.4]])
-    errors = ErrorModel(np.array([-4.0, -3.0, -1.0]), factors, weights)
+    errors = ErrorModel(np.array([-4.0, -3.0, -1.0]), factors, weights, NO_TYPE_FACTORS)
     places = [-9.0, -4.0, -3.5, -3.0, -1.5, -1.0, 0.0]
     expected = [[1, 2], [1, 2], [1.5, 4], [2, 6], [3.5, 6], [4, 6], [4, 6]]
     found, pool = errors.of(at_level(places))
@@ -365,13 +365,15 @@ def test_flags_are_distinct_and_fit_their_column(inferred):
 
 
 def test_a_trained_model_keeps_its_alarms_errors_and_networks(data, solver, trained):
-    errors = ErrorModel(np.array([-4.0, -2.0]), np.ones((2, 2, 6)), np.array([[1, 0], [0.5, 0.5]]))
+    weights, of_type = np.array([[1, 0], [0.5, 0.5]]), np.full((3, 4), 0.1)
+    errors = ErrorModel(np.array([-4.0, -2.0]), np.ones((2, 2, 6)), weights, of_type)
     kept = dataclasses.replace(trained, errors=errors, alarms=Alarms(3.5, 0.7, np.inf))
     arrays = {name: np.array(value) for name, value in kept.to_arrays().items()}
     again = TrainedModel.from_arrays(arrays)
     assert again.alarms == kept.alarms
     np.testing.assert_array_equal(again.errors.levels, errors.levels)
     np.testing.assert_array_equal(again.errors.pool_weights, errors.pool_weights)
+    np.testing.assert_array_equal(again.errors.type_factors, errors.type_factors)
     model, other = trained.stellar, again.stellar
     assert other.distance_mean == model.distance_mean
     assert other.distance_scale == model.distance_scale

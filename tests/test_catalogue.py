@@ -234,6 +234,7 @@ def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(direct_al
         "levels": np.array([-4.2, -3.7]),  # the stars are between
         "factors": rng.uniform(0.9, 1.3, (2, 2, 5)),
         "pool_weights": np.array([[0.7, 0.2], [0.5, 0.4]]),
+        "type_factors": rng.normal(0.0, 0.2, (3, 4)),
     }
     found = infer(table, solver, make_trained(model, **errors))
     rows = np.delete(np.arange(N), BAD)
@@ -245,14 +246,18 @@ def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(direct_al
     gaussians = (solver.gaussian(data, mode) for mode in (modes.best, modes.second))
     ln_ratio = modes.best.phi - modes.second.phi
     factors, weights = ErrorModel(**errors).of(data)
+    of_type = ErrorModel(**errors).of_type(direct[0])
+    assert (np.ptp(of_type, 0) > 0.01).all()
     assert (np.ptp(weights, 0) > 0.05).all()
     whole = widened(*gaussians, ln_ratio, factors)
-    expected = estimates(pool(whole, *direct[:, :, :2], weights), model)
+    expected = estimates(pool(whole, *direct[:, :, :2], weights, of_type[:, :2]), model)
     own = estimates(whole, model)
     for name, values in (("stellar", expected), ("model", own)):
         np.testing.assert_allclose(found[f"{name}_params_est"][rows], values.est, rtol=1e-5)
         np.testing.assert_allclose(found[f"{name}_params_err"][rows], values.err, rtol=1e-5)
     assert (np.abs(expected.est - own.est)[:, :2] > 1e-3).any()
+    alpha_err = (direct[1] * of_type)[:, 2] * model.label_scale[2]
+    np.testing.assert_allclose(found["alpha_m_err"][rows], alpha_err, rtol=1e-5)
     alone = infer(table, solver, make_trained(model))
     for kind in ("est", "err"):
         np.testing.assert_array_equal(

@@ -16,6 +16,7 @@ from fitting.confidence import is_right
 from fitting.held_out import (
     MIN_POOL_STARS,
     Calibrators,
+    both_estimates,
     brightnesses,
     error_model,
     fitted_confidence,
@@ -26,8 +27,9 @@ from fitting.held_out import (
     simulated_factors,
     trained_model,
     training_range,
+    type_pulls,
 )
-from fitting.posterior import ErrorModel, Gaussian
+from fitting.posterior import NO_TYPE_FACTORS, ErrorModel, Gaussian
 from fitting.recipe import make_recipe
 from fitting.star_solver import Seen
 from pipeline.schema import DEFAULT_LABELS
@@ -122,9 +124,10 @@ def test_errors_are_calibrated_at_every_brightness(faint_trainer, monkeypatch):
     monkeypatch.setattr(
         held_out, "simulated_factors", lambda trainer, solver, k: (next(levels), (k + 1) * FACTORS)
     )
-    monkeypatch.setattr(
-        held_out, "pool_weights", lambda solver, one, of_set: np.array([one, of_set[0, 0]])
-    )
+    monkeypatch.setattr(held_out, "both_estimates", lambda solver, one, of_set: of_set[0, 0])
+    monkeypatch.setattr(held_out, "pool_weights", lambda seen, one, model: np.array([one, seen]))
+    monkeypatch.setattr(held_out, "type_pulls", lambda seen, own, *_: [(own, seen), (own, -seen)])
+    monkeypatch.setattr(held_out, "fitted_type_factors", lambda pull, z: (pull, z))
     monkeypatch.setattr(held_out, "MIN_POOL_STARS", 0)
     monkeypatch.setattr(faint_trainer.model, "direct", "a network")
 
@@ -137,6 +140,9 @@ def test_errors_are_calibrated_at_every_brightness(faint_trainer, monkeypatch):
     assert found.factors.shape == (2, 3, 6)
     np.testing.assert_array_equal(found.factors[:, :, 0], [[1, 2, 3]] * 2)
     np.testing.assert_array_equal(found.pool_weights, [[0.2, 1], [0.3, 2], [0.4, 3]])
+    pull, z = found.type_factors  # one for all levels
+    np.testing.assert_array_equal(pull, np.repeat(found.pool_weights, 2, 0))
+    np.testing.assert_array_equal(z, [1, -1, 2, -2, 3, -3])
 
 
 @pytest.fixture
@@ -210,10 +216,14 @@ def with_direct(monkeypatch, solver, z, sigma):
     monkeypatch.setattr(solver, "seen", lambda data: Seen(direct=estimate))
 
 
+def fitted_weights(solver, one):
+    return pool_weights(both_estimates(solver, one, FACTORS), one, solver.model)
+
+
 def test_pool_trusts_a_direct_estimate_that_is_right(star_solver, some, monkeypatch):
     z = star_solver.model.standardised(some.label)
     with_direct(monkeypatch, star_solver, z, 0.02)
-    model, direct = pool_weights(star_solver, some, FACTORS)
+    model, direct = fitted_weights(star_solver, some)
     assert direct > 0.5
     assert direct > model
 
@@ -222,7 +232,7 @@ def test_pool_does_not_trust_a_direct_estimate_that_is_wrong(star_solver, some, 
     z = star_solver.model.standardised(some.label)
     wrong = z + np.random.default_rng(0).normal(size=z.shape)
     with_direct(monkeypatch, star_solver, wrong, 0.02)
-    model, direct = pool_weights(star_solver, some, FACTORS)
+    model, direct = fitted_weights(star_solver, some)
     assert direct < 0.01
     assert model > 10 * direct
 
@@ -245,19 +255,36 @@ def test_pooled_errors_are_held_against_the_labels_and_their_errors(off, label_e
     np.testing.assert_allclose(found, expected, rtol=0.03)
 
 
+def test_pulls_of_a_direct_estimate_alone_are_its_own(star_solver, some, monkeypatch):
+    """With and without parallaxes; NaN nowhere, the labels' own errors in them."""
+    rng, model = np.random.default_rng(1), star_solver.model
+    z = model.standardised(some.label)
+    off = 0.1 * rng.normal(size=z.shape)
+    with_direct(monkeypatch, star_solver, z + off, 0.05)
+    seen = both_estimates(star_solver, some, FACTORS)
+    for pull, shown in type_pulls(seen, np.array([1e-9, 1.0]), some, model):
+        np.testing.assert_allclose(shown, z + off, atol=1e-5)
+        np.testing.assert_allclose(pull, off / 0.05, atol=0.01)
+
+
 def test_few_calibration_stars_leave_the_forward_model_alone(trainer, monkeypatch):
     with_factors(monkeypatch)
     monkeypatch.setattr(held_out, "fitted_confidence", lambda *args: "a confidence")
     monkeypatch.setattr(held_out, "fitted_alarms", lambda *args: "alarms")
     monkeypatch.setattr(held_out, "chi2_alarm", lambda *args: 2.0)
-    fitted = []
+    fitted, of_type = [], np.full((3, 4), 0.1)
+    monkeypatch.setattr(held_out, "both_estimates", lambda *args: None)
     monkeypatch.setattr(
         held_out, "pool_weights", lambda *args: fitted.append(1) or np.array([0.5, 0.5])
     )
+    monkeypatch.setattr(held_out, "type_pulls", lambda *args: [(1.0, 1.0)])
+    monkeypatch.setattr(held_out, "fitted_type_factors", lambda *args: of_type)
     monkeypatch.setattr(trainer.model, "direct", "a network")
-    for n, expected in ((MIN_POOL_STARS - 1, [1, 0]), (MIN_POOL_STARS, [0.5, 0.5])):
+    none = (MIN_POOL_STARS - 1, [1, 0], NO_TYPE_FACTORS)
+    for n, expected, factors in (none, (MIN_POOL_STARS, [0.5, 0.5], of_type)):
         found = trained_model(calibrated_by(trainer, n), None)
         np.testing.assert_array_equal(found.errors.pool_weights, [expected])
+        np.testing.assert_array_equal(found.errors.type_factors, factors)
         assert (found.confidence, found.alarms) == ("a confidence", "alarms")
     assert len(fitted) == 1
 
@@ -287,6 +314,7 @@ def test_without_a_direct_estimate_the_catalogue_is_the_forward_model_alone(
     with_factors(monkeypatch, 1.3 * FACTORS)
     trained = trained_model(trainer, star_solver)
     np.testing.assert_array_equal(trained.errors.pool_weights, [[1, 0]])
+    np.testing.assert_array_equal(trained.errors.type_factors, NO_TYPE_FACTORS)
     rows = np.arange(30)
     found = infer_stars(trained, star_solver, table, rows)
     np.testing.assert_array_equal(found["stellar_params_est"], found["model_params_est"])

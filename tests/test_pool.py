@@ -99,6 +99,17 @@ def test_every_star_is_pooled_with_its_own_weights(case):
         np.testing.assert_allclose(found.precision[i], alone.precision[i], rtol=1e-9)
 
 
+def test_factors_by_type_multiply_the_errors_of_the_type_and_leave_the_rest_given_it(case):
+    k, _, gaussian, z, sigma = case
+    factors = np.random.default_rng(3).uniform(0.7, 1.4, (N, k))
+    before = pool(gaussian, z, sigma, of_all(0.4, 0.5))
+    after = pool(gaussian, z, sigma, of_all(0.4, 0.5), factors)
+    np.testing.assert_array_equal(after.mean, before.mean)
+    np.testing.assert_array_equal(after.precision[:, k:], before.precision[:, k:])
+    first, then = (np.linalg.inv(g.precision)[:, :k, :k] for g in (before, after))
+    np.testing.assert_allclose(then, first * factors[:, :, None] * factors[:, None], rtol=1e-6)
+
+
 def test_order_of_the_labels_permutes_the_pool(case):
     k, _, gaussian, z, sigma = case
     order = np.roll(np.arange(k), 1)

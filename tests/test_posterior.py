@@ -6,6 +6,7 @@ from model_case import LABEL_SETS, make_model, mock_stars, replaced
 
 from fitting import posterior
 from fitting.posterior import (
+    NO_TYPE_FACTORS,
     ErrorModel,
     Gaussian,
     estimates,
@@ -203,7 +204,7 @@ def test_factors_and_pool_weights_of_stars_follow_their_parallax_and_error_level
     )
     levels, factors = np.log([0.01, 0.04]), rng.uniform(0.8, 1.5, (2, 2, n))
     weights = np.array([[0.9, 0.1], [0.5, 0.7]])
-    found, pooled = ErrorModel(levels, factors, weights).of(data)
+    found, pooled = ErrorModel(levels, factors, weights, NO_TYPE_FACTORS).of(data)
     assert found.shape == (6, n)
     for rows, between in ((slice(0, 2), 0.0), (slice(2, 4), 0.5), (slice(4, 6), 1.0)):
         expected = (1 - between) * factors[:, 0] + between * factors[:, 1]
@@ -216,6 +217,7 @@ def test_errors_of_the_curvature_alone_have_no_factors_and_no_pool():
     errors = ErrorModel.curvature_alone(7)
     np.testing.assert_array_equal(errors.factors, np.ones((2, 1, 7)))
     np.testing.assert_array_equal(errors.pool_weights, [[1, 0]])
+    np.testing.assert_array_equal(errors.of_type(np.ones((2, 4))), np.ones((2, 4)))
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

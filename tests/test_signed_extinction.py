@@ -82,3 +82,6 @@ def test_direct_estimate_moves_the_extinction_as_one_more_measurement_would(gaus
     ext, err = signed_extinction(gaussian, np.ones_like(shown), (z, sigma), ones, at)
     np.testing.assert_allclose(ext, expected, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(err**2, np.linalg.inv(total)[:, at.ln_ext, at.ln_ext], rtol=1e-8)
+    same, wider = signed_extinction(gaussian, np.ones_like(shown), (z, sigma), ones, at, 1.5)
+    np.testing.assert_array_equal(same, ext)  # of a type that is known less well
+    assert (wider > err).all()

@@ -108,6 +108,7 @@ def test_trained_model_restored_from_its_arrays_infers_the_same():
         "levels": np.array([-5.0, -3.0]),
         "factors": np.random.default_rng(0).uniform(0.9, 1.3, (2, 2, 5)),
         "pool_weights": np.array([[0.9, 0.2], [0.5, 0.5]]),
+        "type_factors": np.array([[0.1, -0.1, 0.05], [0.0, 0.1, 0.2]]),
     }
     alarms = Alarms(1.0, 0.3, 0.4)
     trained = make_trained(stellar, [0.5, -0.3], 0.3, alarms=alarms, **errors)
@@ -135,6 +136,7 @@ def test_trained_model_restored_from_its_arrays_infers_the_same():
         "error_factors",
         "error_levels",
         "pool_weights",
+        "type_factors",
         "alarms",
         "w_out",
     ],
