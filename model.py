@@ -243,6 +243,11 @@ def export(model, path):
     tf.saved_model.save(exported, str(path))
 
 
+def device_kind():
+    """ "GPU" where TensorFlow computes on one, else "CPU"."""
+    return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+
+
 def set_threads(n):
     """Let TensorFlow use n CPU threads (0: all cores). Once it has computed anything, as in a
     second call within a process, it keeps the threads it has, and the log says so."""

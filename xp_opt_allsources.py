@@ -30,6 +30,7 @@ from pipeline.schema import MODEL_FILE, Layout, flags, inferred_columns, resolve
 from pipeline.select import (
     add_release_argument,
     add_shard_arguments,
+    number,
     select_fids,
     shard_path,
     step_parser,
@@ -39,7 +40,8 @@ from pipeline.write import ShardWriter
 SCRIPT = "xp_opt_allsources"
 INPUT = "opt_input"
 OUTPUT = "opt_output"
-CHUNK_STARS = 8192  # rows held at a time: 4 MB of fluxes
+CHUNK_STARS = 65_536  # rows held at a time, 0.4 GB in all: stars left over are solved together
+BATCH_STARS = {"CPU": 256, "GPU": 16_384}  # solved in one call, by default
 
 
 def parse_args(argv=None):
@@ -54,6 +56,20 @@ def parse_args(argv=None):
         help="the output folder of train.py",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
+    parser.add_argument(
+        "--batch-size",
+        type=number(int, 1),
+        metavar="STARS",
+        help=f"stars solved in one call; default: {BATCH_STARS['CPU']}, on a GPU "
+        f"{BATCH_STARS['GPU']}",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=number(int, 1),
+        default=1,
+        help="shards at once: on a GPU, 2 or 3 keep it busy while others are read, sorted and "
+        "written; default: 1",
+    )
     return parser.parse_args(argv)
 
 
@@ -118,11 +134,13 @@ def main(argv=None) -> int:
     log = setup_logging(SCRIPT, args.log, args)
     from fitting.model_file import load_model
     from fitting.star_solver import StarSolver
-    from model import set_threads  # TensorFlow takes seconds to load: not before it is needed
+    from model import device_kind, set_threads  # TensorFlow takes seconds to load
 
     set_threads(args.threads)
     trained = load_model(model_file, args.release)
-    solver = StarSolver(trained.stellar)
+    kind = device_kind()
+    solver = StarSolver(trained.stellar, args.batch_size or BATCH_STARS[kind])
+    log.info("solved on the %s, %d stars in a call", kind, solver.batch_size)
     return run_shards(
         SCRIPT,
         args,
@@ -133,6 +151,7 @@ def main(argv=None) -> int:
             fid, output, args=args, solver=solver, trained=trained, argv=argv
         ),
         log=log,
+        jobs=args.jobs,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from fitting.algebra import cholesky_small, solve_small
 from fitting.objective import Point, gaussian_prior
 from fitting.posterior import Gaussian
-from pipeline.quiet_tensorflow import tf
+from pipeline.quiet_tensorflow import compiled, tf
 
 START_DAMPING = 1e-7
 DAMPING_FLOOR = 1e-3  # relative damping of a coordinate without curvature
@@ -85,9 +85,9 @@ class Minimiser:
     def __init__(self, objective, batch_size=256):
         self.objective, self.batch_size = objective, batch_size
         self.model, self.at = objective.model, objective.at
-        self._minimise_tf = tf.function(self._minimise, jit_compile=True)
-        self._curvature_tf = tf.function(objective.curvature, jit_compile=True)
-        self._values_tf = tf.function(objective.values, jit_compile=True)
+        self._minimise_tf = compiled(self._minimise)
+        self._curvature_tf = compiled(objective.curvature)
+        self._values_tf = compiled(objective.values)
 
     def _minimise(self, u, noise_at, data, evaluations, general):
         """Descent from u (n, B) with at most so many evaluations of the objective, the noise as it

@@ -15,7 +15,7 @@ from fitting.minimiser import Minimiser, Solution
 from fitting.objective import MixtureTerm, Objective
 from fitting.second_modes import NEAR, POOR_CHI2, WORSE
 from fitting.starts import StartSearch
-from pipeline.quiet_tensorflow import tf
+from pipeline.quiet_tensorflow import compiled, tf
 
 TRIAL_EVALUATIONS = 3  # then starts that are behind by more than TRIAL_MARGIN in phi end
 TRIAL_MARGIN = 8.0
@@ -56,7 +56,7 @@ class StarSolver(Minimiser):
         super().__init__(Objective(model, MixtureTerm(model.prior)), batch_size)
         self.starts = StartSearch(model, seed)
         self.families = Families(model.labels)
-        self._seen_tf = tf.function(self._seen, jit_compile=True)
+        self._seen_tf = compiled(self._seen)
 
     def _seen(self, inputs, hidden):
         """Outputs of the model's networks, in the order of `Seen`; None where it has none."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from fitting.families import N_FAMILIES, Families
 from fitting.objective import gaussian_prior
-from pipeline.quiet_tensorflow import tf
+from pipeline.quiet_tensorflow import compiled, tf
 
 N_TEMPLATES = 512
 TEMPLATE_WIDENING = 1.4
@@ -45,7 +45,7 @@ class StartSearch:
         n_xp = model.channels.n_xp
         self.usable = np.flatnonzero(model.channels.wavelengths[:n_xp] >= TEMPLATE_MIN_NM)
         self._tables = {}
-        self._search_tf, self._at_direct_tf = map(tf.function, (self._search, self._at_direct))
+        self._search_tf, self._at_direct_tf = map(compiled, (self._search, self._at_direct))
 
     def _table(self, channels):
         """Projection and template coordinates for one set of XP channels (cached)."""

@@ -19,7 +19,7 @@ from fitting.prior import fit_prior
 from fitting.recipe import OWN_GROUPS, OddityStage, StarsStage
 from fitting.stellar_model import StellarModel
 from model import FluxModel, initial_ln_ext_curve
-from pipeline.quiet_tensorflow import tf
+from pipeline.quiet_tensorflow import compiled, tf
 
 ADAM_BETA = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -194,7 +194,7 @@ class Trainer:
                 variable.assign_sub(rate * (m1 / (1 - b1**number) / scale + pull * variable))
             return found, sane
 
-        return tf.function(step, jit_compile=True)
+        return compiled(step)
 
     # ---- stages
 

@@ -1,4 +1,4 @@
-"""TensorFlow, loaded without its notices.
+"""TensorFlow, loaded without its notices, and with all digits of float32.
 
 What it and its libraries print while they load (absl, CUDA stubs, oneDNN) goes to the terminal by
 file descriptor, past Python's `sys.stderr`, and would bury the scripts' own lines.
@@ -34,4 +34,11 @@ def without_notices():
 with without_notices():
     import tensorflow as tf
 
-__all__ = ["tf", "without_notices"]
+# float32 means float32: GPUs multiply matrices with 10-bit mantissas where they are allowed to, as
+# TensorFlow does by default, and the whitening of spectra would be ruined.
+tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
+def compiled(function):
+    """`function` of tensors as one compiled program for each shape of its arguments."""
+    return tf.function(function, jit_compile=True, autograph=False)

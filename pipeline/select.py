@@ -71,6 +71,19 @@ def _release(name):
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def number(kind, least):
+    """A type of arguments: a number of that kind, at least so much."""
+
+    def parse(text):
+        value = kind(text)
+        if value < least:
+            raise ValueError(text)
+        return value
+
+    parse.__name__ = f"number of at least {least}"
+    return parse
+
+
 def add_release_argument(parser: argparse.ArgumentParser) -> None:
     """Add --release."""
     parser.add_argument(

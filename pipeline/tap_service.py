@@ -17,6 +17,7 @@ from astroquery.utils.tap import TapPlus
 from astroquery.utils.tap.conn.tapconn import TapConn
 
 from pipeline.errors import ShardError, UsageError
+from pipeline.select import number
 
 ROW_LIMIT = 3_000_000  # the Gaia archive's, of anonymous asynchronous jobs
 LONGEST_WAIT = 600.0  # s, between two attempts
@@ -41,17 +42,6 @@ FAULTS = (PassingError, OSError, http.client.HTTPException)  # worth asking agai
 # ---- options ---------------------------------------------------------------------------------
 
 
-def _number(kind, least):
-    def parse(text):
-        value = kind(text)
-        if value < least:
-            raise ValueError(text)
-        return value
-
-    parse.__name__ = f"number of at least {least}"
-    return parse
-
-
 def add_tap_arguments(parser) -> None:
     """Add the options of the scripts that query a TAP service."""
     group = parser.add_argument_group("archive")
@@ -72,7 +62,7 @@ def add_tap_arguments(parser) -> None:
     }
     for name, (kind, least, default, text) in numbers.items():
         group.add_argument(
-            name, type=_number(kind, least), default=default, help=f"{text} (%(default)s)"
+            name, type=number(kind, least), default=default, help=f"{text} (%(default)s)"
         )
 
 

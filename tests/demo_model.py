@@ -131,7 +131,7 @@ def quick():
 
     whole = tf.function
 
-    def graph(function, jit_compile=None):
+    def graph(function, jit_compile=None, autograph=None):
         return whole(function, autograph=False) if function.__name__ == "_minimise" else function
 
     with pytest.MonkeyPatch.context() as patch:

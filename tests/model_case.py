@@ -189,7 +189,7 @@ def make_solver(model, **options):
     long, and a test of step 10 runs the compiled ones."""
     with pytest.MonkeyPatch.context() as patch:
         whole = tf.function
-        patch.setattr(tf, "function", lambda f, jit_compile=None: whole(f, autograph=False))
+        patch.setattr(tf, "function", lambda f, **_: whole(f, autograph=False))
         return StarSolver(model, **{"batch_size": 64} | options)
 
 
