@@ -66,7 +66,7 @@ class TrainingStars:
 
     def _g_magnitudes(self):
         """G magnitudes (N,), about what the fluxes say where they are not known."""
-        g, channels = np.array(self.g), self.data.channels
+        g, channels = np.array(self.g, "f8"), self.data.channels
         unknown = np.flatnonzero(~np.isfinite(g))
         for start in range(0, len(unknown), BLOCK):
             rows = unknown[start : start + BLOCK]
