@@ -103,18 +103,9 @@ def validation_scores(columns, data, validation):
     ]
 
 
-def inferred(trained, solver, data, validation):
-    """Inferred columns of the stars `validation` (rows), SOLVED_STARS at a time."""
-    from fitting.held_out import SOLVED_STARS, infer_stars
-
-    blocks = np.split(validation, range(SOLVED_STARS, len(validation), SOLVED_STARS))
-    parts = [infer_stars(trained, solver, data.rows(rows), slice(None)) for rows in blocks]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
 def finish(trainer, args, data, validation, made_by, log):
     """Write the model, its validation and its figures."""
-    from fitting.held_out import trained_model
+    from fitting.held_out import infer_stars, trained_model
     from fitting.model_file import save_model
     from fitting.star_solver import StarSolver
     from fitting.training_figures import draw_figures
@@ -123,7 +114,8 @@ def finish(trainer, args, data, validation, made_by, log):
     solver = StarSolver(trainer.model)  # one for all: compiling it takes seconds
     trained = trained_model(trainer, solver)
     export(trained.stellar.flux, args.output / "saved_model")
-    columns = inferred(trained, solver, data, validation)
+    seen = data.rows(validation)
+    columns = infer_stars(trained, solver, seen, slice(None))
     scores, alone = validation_scores(columns, data, validation)
     layout = Layout(args.release, data.labels)
     write_validation(args.output / "validation.h5", data, validation, columns, layout, made_by)
@@ -134,7 +126,7 @@ def finish(trainer, args, data, validation, made_by, log):
     scores_text = json.dumps(scores | {"forward model alone": alone}, indent=1)
     write_text(args.output / "validation.json", scores_text + "\n")
     write_text(args.output / "history.json", json.dumps(trainer.history, indent=1) + "\n")
-    draw_figures(args.output, trainer, columns, data.rows(validation))
+    draw_figures(args.output, trainer, columns, seen)
     # The model comes last: where it is, all the rest is.
     recipe = json.dumps(dataclasses.asdict(trainer.recipe))
     save_model(args.output / MODEL_FILE, trained, made_by, recipe)

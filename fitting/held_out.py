@@ -32,7 +32,6 @@ from pipeline.schema import flags
 
 MIN_POOL_STARS = 30  # fewer cannot calibrate the pool: the forward model is left alone
 START_WEIGHTS = (0.5, 0.5)  # of the pool
-SOLVED_STARS = 8192  # at a time, as in step 10
 SIMULATED_LEVELS = 3  # brightnesses at which stars calibrate: as they are, and fainter
 # Of ordinary stars, for each alarm; more where what is wrong is hard to tell.
 FALSE_ALARMS, FALSE_CHI2, FALSE_TENSION = 0.01, 0.015, 0.02
@@ -183,20 +182,10 @@ def simulated_factors(trainer, solver, k):
     for with_parallax in (True, False):
         rng = np.random.default_rng([recipe.seed, len(recipe.stages), with_parallax, k])
         table, u = simulate(model, hosts, recipe.simulated_stars, with_parallax, rng)
-        found = solved(StarData.of_table(table, model.channels), solver, alone)
+        found, _ = solve_stars(StarData.of_table(table, model.channels), solver, alone)
         est, err = found["model_params_est"], found["model_params_err"]
         factors.append(needed_factors(est, err, physical(u, model)))
     return float(np.median(data.observed.features[:, 1])), np.array(factors)
-
-
-def solved(data, solver, errors):
-    """The columns of `solve_stars`, SOLVED_STARS at a time: networks on what is observed take much
-    memory."""
-    if len(data) <= SOLVED_STARS:
-        return solve_stars(data, solver, errors)[0]
-    blocks = (slice(k, k + SOLVED_STARS) for k in range(0, len(data), SOLVED_STARS))
-    parts = [solve_stars(data.take(rows), solver, errors)[0] for rows in blocks]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def pool_weights(solver, one, factors):
