@@ -10,17 +10,24 @@ docs/model.md explains it). A fifth of the stars, chosen by a hash of their sour
 for validation and never used; some of the rest calibrate noise level, pool and confidences and are
 not trained on either. The stages of the default recipe: model, mean extinction curve and noise from
 the best stars; the curve's xi-variation from reddened stars; model and noise from all stars, by
-likelihood; every star's own parameters given its label, which rejects outliers; then model and
-noise by how well the posterior finds the label; the noise level; at last the networks of the direct
+likelihood; stars' own parameters given their labels, which rejects outliers; then model and noise
+by how well the posterior finds the label; the noise level; at last the networks of the direct
 estimate. Then stars simulated by the model tell by how much its errors are too small, and the
-validation stars are inferred as any other star. output_folder/:
+validation stars are inferred as any other star.
+
+Steps are counted, and of stars that are fitted, calibrate or validate there are as many at most as
+the recipe says: more stars take the time to read them, and no more. Their spectra are copied to a
+scratch file without a name beside the output, 0.9 kB a star, which goes with the process.
+
+output_folder/:
 
   model.h5               model, noise, prior, direct estimate, error factors, pool, confidences:
                          what step 10 needs
   saved_model/           the forward model as a TensorFlow SavedModel (see model.export)
   checkpoint.h5          state of the training, for --resume
   history.json           loss by stage and epoch
-  validation.json        offset, scatter, pull width of the validation stars; also printed
+  validation.json        offset, scatter, pull width of the validation stars, and how many stars
+                         were held out; also printed
   validation_ids.txt     their source ids
   validation.h5          their inferred parameters and labels (below)
   *.png                  figures: losses, extinction curve, model spectra, residuals, labels, ...
@@ -39,11 +46,12 @@ from pathlib import Path
 import numpy as np
 
 from fitting.recipe import read_recipe
-from fitting.split import split_stars
+from fitting.split import hash_fraction, held_out, split_stars
 from fitting.training_set import LABELS, read_training_data
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import Status, identity, output_state, provenance
 from pipeline.read import read_arrays
+from pipeline.row_store import folder_beside
 from pipeline.run import progress, setup_logging, usage_exit
 from pipeline.schema import MODEL_FILE, Layout, resolved
 from pipeline.select import add_release_argument, step_parser
@@ -74,28 +82,28 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------------------- what comes of it
 
 
-def write_validation(path, data, held_out, columns, layout, made_by):
-    """validation.h5: inferred parameters and labels of the stars `held_out` (rows)."""
+def write_validation(path, data, validation, columns, layout, made_by):
+    """validation.h5: inferred parameters and labels of the stars `validation` (rows)."""
     id_column = layout.release.id_column
-    table = columns | {name: data.table[name][held_out] for name in LABELS}
-    with ShardWriter(path, len(held_out), id_column, made_by) as writer:
+    table = columns | {name: data.table[name][validation] for name in LABELS}
+    with ShardWriter(path, len(validation), id_column, made_by) as writer:
         writer.create_columns(resolved("validation", layout))
-        writer.write_table(table | {id_column: data.ids[held_out]})
+        writer.write_table(table | {id_column: data.ids[validation]})
 
 
-def validation_scores(columns, data, held_out):
-    """(accuracy of the catalogue, accuracy of the forward model alone) on the stars `held_out`."""
+def validation_scores(columns, data, validation):
+    """(accuracy of the catalogue, that of the forward model alone) on the stars `validation`."""
     from fitting.accuracy import accuracy
     from fitting.catalogue import label_estimates
 
-    labels = [data.table[name][held_out] for name in LABELS]
+    labels = [data.table[name][validation] for name in LABELS]
     return [
         accuracy(*label_estimates(columns, data.labels, kind), *labels, data.labels)
         for kind in ("stellar", "model")
     ]
 
 
-def finish(trainer, args, data, held_out, made_by, log):
+def finish(trainer, args, data, validation, made_by, log):
     """Write the model, its validation and its figures."""
     from fitting.held_out import infer_stars, trained_model
     from fitting.model_file import save_model
@@ -106,16 +114,19 @@ def finish(trainer, args, data, held_out, made_by, log):
     solver = StarSolver(trainer.model)  # one for all: compiling it takes seconds
     trained = trained_model(trainer, solver)
     export(trained.stellar.flux, args.output / "saved_model")
-    columns = infer_stars(trained, solver, data.table, held_out)
-    scores, alone = validation_scores(columns, data, held_out)
+    seen = data.rows(validation)
+    columns = infer_stars(trained, solver, seen, slice(None))
+    scores, alone = validation_scores(columns, data, validation)
     layout = Layout(args.release, data.labels)
-    write_validation(args.output / "validation.h5", data, held_out, columns, layout, made_by)
-    ids_text = "".join(f"{i}\n" for i in data.ids[held_out])
+    write_validation(args.output / "validation.h5", data, validation, columns, layout, made_by)
+    ids_text = "".join(f"{i}\n" for i in data.ids[validation])
     write_text(args.output / "validation_ids.txt", ids_text)
+    n_held_out = int(held_out(data.ids, trainer.recipe).sum())
+    scores |= {"held_out": n_held_out}
     scores_text = json.dumps(scores | {"forward model alone": alone}, indent=1)
     write_text(args.output / "validation.json", scores_text + "\n")
     write_text(args.output / "history.json", json.dumps(trainer.history, indent=1) + "\n")
-    draw_figures(args.output, trainer, columns, data.rows(held_out))
+    draw_figures(args.output, trainer, columns, seen)
     # The model comes last: where it is, all the rest is.
     recipe = json.dumps(dataclasses.asdict(trainer.recipe))
     save_model(args.output / MODEL_FILE, trained, made_by, recipe)
@@ -236,10 +247,11 @@ def start_trainer(data, training, calibration, release, recipe, former):
 
     rows = np.concatenate([training, calibration])
     basis = load_xp_basis(release)
-    stars = data.star_data(rows, flux_channels(basis))
+    stars = data.stored_stars(rows, flux_channels(basis))
     g = data.g_magnitudes(release)[rows]
     calibrating = np.arange(len(rows)) >= len(training)
-    stars = TrainingStars(stars, calibrating, g, basis, data.noise)
+    draw = hash_fraction(data.ids[rows], salt=2)
+    stars = TrainingStars(stars, calibrating, g, basis, data.noise, draw)
     trainer = Trainer(stars, data.labels, recipe, release.name, data.basis)
     if former is not None:
         try:
@@ -265,12 +277,12 @@ def check_recipe_fits(recipe, labels, path):
 def main(argv=None) -> int:
     args = parse_args(argv)
     recipe = read_recipe(args.recipe)
-    data = read_training_data(args.input, args.release)
+    data = read_training_data(args.input, args.release, folder_beside(args.output))
     check_recipe_fits(recipe, data.labels, args.recipe)
-    training, calibration, held_out = split_stars(data.ids, recipe)
-    if len(training) < MIN_TRAINING_STARS or not len(held_out):
+    training, calibration, validation = split_stars(data.ids, recipe)
+    if len(training) < MIN_TRAINING_STARS or not len(validation):
         raise UsageError(
-            f"{args.input}: {len(training)} training and {len(held_out)} validation "
+            f"{args.input}: {len(training)} training and {len(validation)} validation "
             f"stars; at least {MIN_TRAINING_STARS} and 1 are needed"
         )
     log = setup_logging(SCRIPT, args.log or args.output / "train.log")
@@ -286,16 +298,18 @@ def main(argv=None) -> int:
     set_threads(args.threads)
     trainer = start_trainer(data, training, calibration, args.release, recipe, former)
     log.info(
-        "%d training, %d calibration, %d validation stars; labels %s; at stage %d, epoch %d",
+        "%d training, %d calibration, %d validation stars (of %d held out); labels %s; "
+        "at stage %d, epoch %d",
         len(training),
         len(calibration),
-        len(held_out),
+        len(validation),
+        held_out(data.ids, recipe).sum(),
         data.labels.words,
         trainer.stage,
         trainer.epoch,
     )
     train(trainer, args.output / "checkpoint.h5", settings, made_by, log)
-    finish(trainer, args, data, held_out, made_by, log)
+    finish(trainer, args, data, validation, made_by, log)
     return 0
 
 

@@ -189,7 +189,7 @@ def host_magnitudes(table, stars, model):
     from fitting.observed import ln_flux_data
 
     simulated = ln_flux_data(table["flux"], table["flux_err"], model.channels).features[:, 0]
-    bright = stars.observed.features[:, 0]
+    bright = stars.data.observed.features[:, 0]
     return np.median(stars.g + 1.0857 * bright) - 1.0857 * simulated
 
 

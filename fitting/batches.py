@@ -17,10 +17,13 @@ from fitting.recipe import (
     LikelihoodStage,
     OddityStage,
 )
+from fitting.split import hash_fraction, lowest
 from fitting.strange import StrangeThings
 from pipeline.typical_noise import TypicalNoise, usual_noise
 from xp_utils import XPBasis, reference_flux
 
+MEASURED_STARS = 20_000  # of which means, prior, components, noise law are made: right to 1%
+BLOCK = 1 << 16  # stars that are looked at together
 START_EXT = 0.1  # E where no map has a value, +- UNKNOWN_EXT_ERR
 UNKNOWN_EXT_ERR = 1.0
 N_KINDS = 3  # ordinary stars, blends, and what is no star of ours
@@ -31,9 +34,10 @@ REFERENCE_G = 18.56
 
 @dataclass
 class TrainingStars:
-    """Stars with labels, as `StarData` of all K labels; calibration (N,) bool: those that serve a
-    stage of that kind alone; g (N,): G magnitudes, NaN where not known; basis: of their spectra;
-    noise: their own typical noise, where they tell it.
+    """Stars with labels, as `StarData` or `StoredStars` of all K labels; calibration (N,) bool:
+    those that serve a stage of that kind alone; g (N,): G magnitudes, NaN where not known; basis:
+    of their spectra; noise: their own typical noise, where they tell it; draw (N,): numbers in
+    0..1 by which some stars are chosen of many, of their source ids.
 
     ext, ext_err (N,): E and its error, where no map has a value a wide guess. dimming: what shows
     them fainter, None where there is no typical noise.
@@ -44,22 +48,33 @@ class TrainingStars:
     g: np.ndarray
     basis: XPBasis
     noise: TypicalNoise | None = None
+    draw: np.ndarray | None = None
 
     def __post_init__(self):
-        data, channels = self.data, self.data.channels
-        self.observed = data.observed
+        data = self.data
+        if self.draw is None:
+            self.draw = hash_fraction(np.arange(len(data)))
         known = np.isfinite(data.extinction) & np.isfinite(data.extinction_err)
         self.ext = np.where(known, data.extinction, START_EXT).astype("f4")
         self.ext_err = np.where(known, data.extinction_err, UNKNOWN_EXT_ERR).astype("f4")
-        used = np.isfinite(data.flux_err)
-        reference = reference_flux(data.flux, used, channels.bp, channels.rp)
-        about = REFERENCE_G - 2.5 * np.log10(reference)
-        self.g = np.where(np.isfinite(self.g), self.g, about)
+        self.g = self._g_magnitudes()
         noise = usual_noise(self.noise, self.basis.release)
         self.dimming = None
         if noise is not None:
-            rows = self.training
+            rows = self.sample(self.training)
             self.dimming = Dimming(data.take(rows), self.g[rows], self.basis, noise)
+
+    def _g_magnitudes(self):
+        """G magnitudes (N,), about what the fluxes say where they are not known."""
+        g, channels = np.array(self.g, "f8"), self.data.channels
+        unknown = np.flatnonzero(~np.isfinite(g))
+        for start in range(0, len(unknown), BLOCK):
+            rows = unknown[start : start + BLOCK]
+            data = self.data.take(rows)
+            used = np.isfinite(data.flux_err)
+            reference = reference_flux(data.flux, used, channels.bp, channels.rp)
+            g[rows] = REFERENCE_G - 2.5 * np.log10(reference)
+        return g
 
     def __len__(self):
         return len(self.data)
@@ -68,6 +83,11 @@ class TrainingStars:
     def training(self):
         """Rows of the stars that are trained on."""
         return np.flatnonzero(~self.calibration)
+
+    def sample(self, rows, most=None):
+        """Some of the rows (n,), ascending: those that statistics are made of, or at most `most`.
+        Always the same."""
+        return lowest(rows, self.draw, MEASURED_STARS if most is None else most)
 
 
 class Batches:
@@ -79,7 +99,7 @@ class Batches:
     def __init__(self, stars, model, recipe):
         self.stars, self.model, self.recipe = stars, model, recipe
         self.labels, self.forward = model.labels, model.is_forward
-        self.z = model.standardised(stars.data.theta).astype("f4")  # of all K labels
+        self.z = model.standardised(stars.data.theta).astype("f4")  # (N, K), of all labels
         self.z_err = (stars.data.theta_err / model.label_scale).astype("f4")
         self.weight = self._rarity_weight()
         channels = model.channels
@@ -90,7 +110,8 @@ class Batches:
     def _rarity_weight(self):
         """Weights (N,) of mean 1 that let rare types count: the inverse root of the prior density,
         with a soft cap."""
-        ln_p = self.model.prior.ln_density_z(self.z[:, self.forward]).numpy()
+        blocks = (self.z[k : k + BLOCK, self.forward] for k in range(0, len(self.z), BLOCK))
+        ln_p = np.concatenate([self.model.prior.ln_density_z(z).numpy() for z in blocks])
         used = ~self.stars.calibration
         ln_weight = -0.5 * (ln_p - np.median(ln_p[used]))
         weight = 1.0 / (np.exp(-ln_weight) + 1.0 / self.recipe.rare_type_weight_cap)

@@ -164,8 +164,8 @@ def chi2_alarm(solver, sets):
 
 def training_range(trainer):
     """The range of the stars that were trained on, as they were shown."""
-    kept = np.flatnonzero(~trainer.rejected & ~trainer.stars.calibration)
     stars, recipe = trainer.stars, trainer.recipe
+    kept = stars.sample(np.flatnonzero(~trainer.rejected & ~stars.calibration))
     theta = stars.data.theta[kept][:, trainer.model.is_forward]
     levels = [
         shown_at(stars, kept, g, [recipe.seed, 2, k]).observed.features[:, 1]
@@ -202,7 +202,7 @@ def simulated_factors(trainer, solver, k):
     parallax (of 20%) and without; real stars lend them their errors and brightness."""
     model, stars, recipe = trainer.model, trainer.stars, trainer.recipe
     g = brightnesses(stars, recipe)[k]
-    data = shown_at(stars, np.arange(len(stars)), g, [recipe.seed, 3, k])
+    data = shown_at(stars, stars.sample(np.arange(len(stars))), g, [recipe.seed, 3, k])
     hosts = {"flux": data.flux, "flux_err": data.flux_err}
     alone, factors = ErrorModel.curvature_alone(len(model.coordinates)), []
     for with_parallax in (True, False):

@@ -103,6 +103,11 @@ class StarData:
         fine = table[FINE][rows] if FINE in table else None
         return cls(*(table[name][rows] for name in OBSERVED), channels, fine=fine)
 
+    @property
+    def has_fine(self):
+        """Whether the stars have the XP spectrum on a finer grid."""
+        return self.fine is not None
+
     @functools.cached_property
     def observed(self):
         """`LnFlux` of the stars, made once: the arrays are not to be changed afterwards."""

@@ -115,7 +115,7 @@ class OddityStage(GradientStage):
 
 @dataclass(frozen=True)
 class StarsStage:
-    """Fits every star's own parameters, and rejects outliers."""
+    """Fits stars' own parameters, and rejects outliers among them."""
 
     name: str
     reject_sigma: float = _number()
@@ -140,6 +140,9 @@ class Recipe:
     seed: int = _number()
     validation_fraction: float = _fraction()
     calibration_fraction: float = _fraction()
+    validation_stars: int = _size()
+    calibration_stars: int = _size()
+    fitted_stars: int = _size()
     hidden: int = _size()
     noise_hidden: int = _size()
     prior_components: int = _size()

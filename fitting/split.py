@@ -15,8 +15,29 @@ def hash_fraction(ids, salt=0):
     return (x >> np.uint64(11)) / 2.0**53
 
 
+def lowest(rows, fraction, most):
+    """Of the rows (n,), ascending, those `most` whose number in fraction (N,) is lowest; all of
+    them, where they are no more."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(rows[np.argpartition(fraction[rows], most)[:most]])
+
+
+def held_out(ids, recipe):
+    """Which stars (N,) bool are never trained on."""
+    return hash_fraction(ids) < recipe.validation_fraction
+
+
 def split_stars(ids, recipe):
-    """Index arrays of the training, calibration and validation stars."""
-    held = hash_fraction(ids) < recipe.validation_fraction
-    calibration = ~held & (hash_fraction(ids, salt=1) < recipe.calibration_fraction)
-    return tuple(np.flatnonzero(x) for x in (~held & ~calibration, calibration, held))
+    """Index arrays of the training, calibration and validation stars.
+
+    Calibration and validation stars beyond the recipe's numbers of them are of no use, and not
+    trained on.
+    """
+    held, fraction = held_out(ids, recipe), hash_fraction(ids, salt=1)
+    calibration = ~held & (fraction < recipe.calibration_fraction)
+    return (
+        np.flatnonzero(~held & ~calibration),
+        lowest(np.flatnonzero(calibration), fraction, recipe.calibration_stars),
+        lowest(np.flatnonzero(held), hash_fraction(ids), recipe.validation_stars),
+    )

@@ -32,7 +32,7 @@ class StrangeThings:
         self.stars, self.dimming, self.channels = stars, stars.dimming, stars.data.channels
         self.place = labels.place
         self.fine_nm = stars.basis.release.spectra.fine_wavelengths
-        if stars.data.fine is None:
+        if not stars.data.has_fine:
             self.fine_nm = self.fine_nm[:0]
 
     # ---- blends
@@ -69,12 +69,14 @@ class StrangeThings:
     def _unlike(self, rows, rng):
         """For each of `rows` a star of another type; where none is met soon, any."""
         names = [name for name in ("teff", "logg") if name in self.place]
-        theta = self.stars.data.theta[:, [self.place[name] for name in names]]
+        places = [self.place[name] for name in names]
+        theta = self.stars.data.theta
         least = np.array([dict(zip(("teff", "logg"), UNLIKE, strict=True))[n] for n in names])
         training = self.stars.training
         other = rng.choice(training, len(rows))
         for _ in range(5):
-            alike = (np.abs(theta[other] - theta[rows]) < least).all(1)
+            apart = np.abs(theta[other] - theta[rows])[:, places]
+            alike = (apart < least).all(1)
             other[alike] = rng.choice(training, int(alike.sum()))
         return other
 

@@ -31,7 +31,9 @@ XI_SLOPE = 0.1  # start of d ln R / d xi per e-fold of wavelength: any but 0, as
 XI_PIVOT_NM = 550.0
 MIN_BASIS_SIZE = 0.01  # of a component of ln flux in the network's output basis
 MIN_STAGE_STARS = 50  # with fewer selected, a stage is skipped
+EPOCH_STEPS = 500  # at most: after an epoch a training can be gone on with
 STARS_EVALUATIONS = 20  # of the objective, in a stage that fits stars
+STARS_BLOCK = 80 * 256  # that it fits at a time
 
 
 def start_model(stars, labels, release, basis, recipe):
@@ -39,16 +41,14 @@ def start_model(stars, labels, release, basis, recipe):
 
     stars: `TrainingStars`; labels: `LabelSet`; release, basis: see `StellarModel`.
     """
-    rows = stars.training
-    data, observed = stars.data, stars.observed.take(rows)
-    theta = data.theta[rows]
+    data = stars.data.take(stars.sample(stars.training))
+    observed, theta = data.observed, data.theta
     forward = np.array([label.forward for label in labels])
     mean, scale = theta.mean(0).astype("f8"), theta.std(0).astype("f8")
-    known = np.isfinite(data.extinction[rows])
-    ext = np.where(known, data.extinction[rows], START_EXT)
+    ext = np.where(np.isfinite(data.extinction), data.extinction, START_EXT)
     wavelengths = data.channels.wavelengths
     curve = np.exp(initial_ln_ext_curve(wavelengths))
-    intrinsic = observed.value + ext[:, None] * curve - 2 * np.log(data.parallax[rows])[:, None]
+    intrinsic = observed.value + ext[:, None] * curve - 2 * np.log(data.parallax)[:, None]
     intrinsic[observed.used == 0] = np.nan
     spectrum, outputs = spectrum_basis(intrinsic, curve)
     of_type, seed = (mean[forward], scale[forward]), recipe.seed
@@ -66,7 +66,7 @@ def start_model(stars, labels, release, basis, recipe):
     )
     prior = fit_prior(theta[:, forward], *of_type, recipe.prior_components, seed)
     parts = (flux, noise, prior)
-    fine = stars.basis.release.spectra.fine_wavelengths if data.fine is not None else np.empty(0)
+    fine = stars.basis.release.spectra.fine_wavelengths if data.has_fine else np.empty(0)
     return StellarModel(labels, data.channels, fine, release, basis, mean, scale, *parts)
 
 
@@ -100,8 +100,8 @@ class Trainer:
     `StellarModel`.
 
     model: `StellarModel`; moments: of Adam, two a variable; stage, epoch: what comes next;
-    rejected (N,) bool: outliers; fitted_type (N, Kf): of the stars, by a stage that fits them;
-    history: one dict an epoch.
+    rejected (N,) bool: outliers; fitted (m,): rows of the stars that a stage of that kind fits, and
+    fitted_type (m, Kf) by it; history: one dict an epoch.
     """
 
     def __init__(self, stars, labels, recipe, release="", basis=""):
@@ -116,15 +116,18 @@ class Trainer:
         self.moments = [[tf.Variable(zeros(v)) for _ in range(2)] for v in self.variables]
         self.stage, self.epoch, self.history = 0, 0, []
         self.rejected = np.zeros(len(stars), bool)
+        chosen = stars.sample(stars.training, recipe.fitted_stars)
+        self.fitted = np.union1d(chosen, np.flatnonzero(stars.calibration))
         n_forward = len(self.model.labels.forward)
-        self.fitted_type = np.full((len(stars), n_forward), np.nan, "f4")
+        self.fitted_type = np.full((len(self.fitted), n_forward), np.nan, "f4")
         self._steps = {}
 
     def _add_networks(self):
         """Give the model the networks on what is observed that the recipe trains; those that tell
         what is odd only where it can be simulated."""
         recipe, model, batches = self.recipe, self.model, self.batches
-        rows, rng = self.stars.training, np.random.default_rng(recipe.seed)
+        rng = np.random.default_rng(recipe.seed)
+        rows = self.stars.sample(self.stars.training)
         kinds = [kind for kind in OWN_GROUPS if recipe.of_kind(kind)]
         if "oddity" in kinds and batches.strange is None:
             kinds.remove("oddity")
@@ -199,12 +202,15 @@ class Trainer:
     # ---- stages
 
     def stage_plan(self, stage):
-        """(rows to train on, stars a step, steps an epoch, epochs) of a gradient stage."""
+        """(rows to train on, stars a step, steps an epoch, epochs) of a gradient stage.
+
+        An epoch is once through the stars; where they are many, through some of them, at random.
+        """
         rows = self.batches.selected(stage, self.rejected)
         if len(rows) < MIN_STAGE_STARS:
             return rows, 0, 0, 0
         size = min(stage.batch_size, len(rows))
-        batches = len(rows) // size
+        batches = min(len(rows) // size, stage.steps, EPOCH_STEPS)
         epochs = min(round(stage.steps / batches), stage.max_epochs or stage.steps)
         return rows, size, batches, max(1, epochs)
 
@@ -261,38 +267,42 @@ class Trainer:
         return True
 
     def _fit_stars(self, stage):
-        """Fit every star's own parameters, its label, reddening and parallax as priors; stars whose
-        label is off by more than `reject_sigma`, or whose chi^2 is more than `reject_chi2_factor`
-        times the usual, are trained on no more."""
-        model, at, stars = self.model, self.model.coordinates, self.stars
-        z, z_err = (x[:, model.is_forward] for x in (self.batches.z, self.batches.z_err))
-        u = np.zeros((len(stars), len(at)), "f4")
-        u[:, at.z] = z
-        u[:, at.ln_ext], u[:, at.ln_plx] = (
-            np.log(np.maximum(stars.ext, MIN_NOISE_EXT)),
-            np.log(stars.data.parallax),
-        )
-        data = stars.data.with_labels(model.is_forward)
-        minimiser = Minimiser(Objective(model, LabelTerm(model.flux)))
-        found = minimiser.minimise(data, u, STARS_EVALUATIONS)
-        self.fitted_type = model.theta(found.u[:, at.z]).astype("f4")
-        n = np.maximum(stars.observed.used.sum(1), 1)
-        pull = (np.abs(found.u[:, at.z] - z) / z_err).max(1)
-        good = np.isfinite(found.u).all(1) & np.isfinite(found.chi2)
-        ratio = found.chi2 / n
-        usual = float(np.median(ratio[good & ~stars.calibration]))
+        """Fit the parameters of the stars `fitted`, their labels, reddenings and parallaxes as
+        priors; those whose label is off by more than `reject_sigma`, or whose chi^2 is more than
+        `reject_chi2_factor` times the usual, are trained on no more."""
+        minimiser = Minimiser(Objective(self.model, LabelTerm(self.model.flux)))
+        blocks = range(0, len(self.fitted), STARS_BLOCK)
+        parts = [self._fit(minimiser, self.fitted[k : k + STARS_BLOCK]) for k in blocks]
+        self.fitted_type, pull, ratio = (np.concatenate(x) for x in zip(*parts, strict=True))
+        good, training = np.isfinite(ratio), ~self.stars.calibration[self.fitted]
+        usual = float(np.median(ratio[good & training]))
         far = (pull > stage.reject_sigma) | (ratio > stage.reject_chi2_factor * usual)
-        self.rejected = ~good | far
-        training = self.rejected[~stars.calibration]
+        self.rejected[:] = False
+        self.rejected[self.fitted] = ~good | far
         self.history.append(
             {
                 "stage": stage.name,
                 "epoch": 0,
-                "stars": len(training),
-                "rejected": int(training.sum()),
+                "stars": int(training.sum()),
+                "rejected": int(self.rejected[self.fitted][training].sum()),
                 "median_chi2_per_flux": usual,
             }
         )
+
+    def _fit(self, minimiser, rows):
+        """Of the stars `rows` (n,), fitted: types (n, Kf), largest pulls of a label (n,), and chi^2
+        per flux (n,), NaN where there is no solution."""
+        model, at, stars = self.model, self.model.coordinates, self.stars
+        z, z_err = (x[rows][:, model.is_forward] for x in (self.batches.z, self.batches.z_err))
+        data = stars.data.take(rows).with_labels(model.is_forward)
+        u = np.zeros((len(rows), len(at)), "f4")
+        u[:, at.z], u[:, at.ln_plx] = z, np.log(data.parallax)
+        u[:, at.ln_ext] = np.log(np.maximum(stars.ext[rows], MIN_NOISE_EXT))
+        found = minimiser.minimise(data, u, STARS_EVALUATIONS)
+        pull = (np.abs(found.u[:, at.z] - z) / z_err).max(1)
+        ratio = found.chi2 / np.maximum(data.observed.used.sum(1), 1)
+        ratio[~np.isfinite(found.u).all(1)] = np.nan
+        return model.theta(found.u[:, at.z]).astype("f4"), pull, ratio
 
     # ---- checkpoints
 

@@ -109,15 +109,15 @@ def _labels(folder, trainer, columns, table):
         title="Validation stars, never trained on",
         labels=labels,
     )
-    used, forward = ~trainer.stars.calibration, trainer.model.is_forward
-    stars = trainer.stars.data.take(used)
+    fitted, forward = ~trainer.stars.calibration[trainer.fitted], trainer.model.is_forward
+    used, stars = trainer.fitted[fitted], trainer.stars.data
     figures.inferred_against_label(
         folder / "stars.png",
-        stars.theta[:, forward],
-        trainer.fitted_type[used],
-        stars.theta_err[:, forward],
+        stars.theta[used][:, forward],
+        trainer.fitted_type[fitted],
+        stars.theta_err[used][:, forward],
         title="Training stars: fitted with the label as prior, against the label",
-        note=f"{trainer.rejected[used].sum()} of {len(stars)} rejected",
+        note=f"{trainer.rejected[used].sum()} of {len(used)} rejected",
         labels=labels.forward,
     )
     good = np.isfinite(est).all(1)

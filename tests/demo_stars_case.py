@@ -6,6 +6,7 @@ from pathlib import Path
 
 import demo_model
 import numpy as np
+from helpers import read_all
 from xp_case import BASIS, RELEASE
 
 from demo import build_sky
@@ -22,15 +23,26 @@ ALONE = {"bp": CHANNELS.bp & ~CHANNELS.rp, "rp": CHANNELS.rp & ~CHANNELS.bp}
 LABELS = DEFAULT_LABELS
 
 
-@functools.cache
-def training_set():
-    """`TrainingSet` of the demo stars."""
+def _read(read):
+    """What `read` makes of the file of a training set of the demo stars."""
     with tempfile.TemporaryDirectory() as folder:
         data_dir, path = Path(folder) / "data", Path(folder) / "training_data.h5"
         stars = ["--stars", demo_model.ROOT / "demo/stars.h5", "--out", data_dir]
         demo_model.run_step(build_sky, *stars, "--n", 400, "--shards", 1)
         demo_model.make_training_data(data_dir, path)
-        return read_training_data(path, RELEASE)
+        return read(path)
+
+
+@functools.cache
+def training_table():
+    """All datasets of the training set."""
+    return _read(read_all)
+
+
+@functools.cache
+def training_set():
+    """`TrainingSet` of the demo stars."""
+    return _read(lambda path: read_training_data(path, RELEASE))
 
 
 @functools.cache

@@ -142,7 +142,7 @@ def test_unknown_extinction_is_a_wide_guess(usual):
 def test_batch_shows_all_that_is_there_where_nothing_is_hidden(case):
     model, stars = case
     batch = batch_of(case, "likelihood", **SHOW_ALL)
-    for name, value in vars(stars.observed).items():
+    for name, value in vars(stars.data.observed).items():
         np.testing.assert_array_equal(batch[name], value)
     z = model.standardised(stars.data.theta)[:, model.is_forward]
     np.testing.assert_allclose(batch["z"], z, atol=1e-5)
@@ -258,7 +258,7 @@ def test_distances_to_learn_are_ln_fluxes_at_1_kpc_by_the_parallax_with_its_erro
     relative = data.parallax_err / data.parallax
     np.testing.assert_allclose(batch["z_err"], 2 * relative / model.distance_scale, rtol=1e-4)
     batch = batch_of(usual, "distance", **SHOW_ALL)
-    at_kpc = stars.observed.features[:, 0] - 2 * np.log(data.parallax)
+    at_kpc = stars.data.observed.features[:, 0] - 2 * np.log(data.parallax)
     found = batch["z"] * model.distance_scale + model.distance_mean
     np.testing.assert_allclose(found, at_kpc, atol=1e-4)
 

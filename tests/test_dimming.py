@@ -373,3 +373,17 @@ def test_dimming_without_the_finer_spectrum_gives_the_same_fluxes(data, dims):
     assert one.fine is None
     hidden = plain.hide(one, np.ones(len(one), bool), "bp")
     assert not used(hidden)[:, CHANNELS.bp].any()
+
+
+def test_many_stars_are_shown_fainter_some_at_a_time(monkeypatch):
+    data, g = stars_and_g()
+    magnitudes = np.maximum(np.random.default_rng(0).uniform(-1, 3, len(g)), 0.0)
+    whole = dimming().show(data, magnitudes, np.random.default_rng(1), g)
+    monkeypatch.setattr("fitting.dimming.BLOCK", 50)
+    parts = dimming().show(data, magnitudes, np.random.default_rng(1), g)
+    np.testing.assert_array_equal(parts.parallax, whole.parallax)
+    both = np.isfinite(parts.flux_err) & np.isfinite(whole.flux_err)
+    pull = (parts.flux - whole.flux)[both] / np.hypot(parts.flux_err, whole.flux_err)[both]
+    assert (np.abs(pull) < 6).all()
+    same = magnitudes == 0
+    np.testing.assert_array_equal(parts.flux[same], data.flux[same])

@@ -165,7 +165,7 @@ def test_error_level_of_simulated_stars_is_that_of_stars_so_faint(
         "model_params_est": None, "model_params_err": None}, None))  # fmt: skip
     monkeypatch.setattr(held_out, "needed_factors", lambda *args: np.ones(6))
     found = [simulated_factors(faint_trainer, star_solver, k)[0] for k in range(3)]
-    level = np.median(faint_trainer.stars.observed.features[:, 1])
+    level = np.median(faint_trainer.stars.data.observed.features[:, 1])
     np.testing.assert_allclose(found, level + np.log([1, 3, 4]), rtol=1e-3)
 
 
@@ -389,7 +389,7 @@ def test_range_is_that_of_the_stars_that_were_trained_on(trainer, stars):
     stars.data.theta[7] = label
     np.testing.assert_array_equal(again.faces, found.faces)
     kept = ~stars.calibration & ~without.rejected
-    theta, level = stars.data.theta, stars.observed.features[:, 1]
+    theta, level = stars.data.theta, stars.data.observed.features[:, 1]
     inside = found.excludes(theta[kept], stars.ext[kept], level[kept])
     assert not inside.any()
     assert found.excludes(theta[:1] + [0, 0, 30], stars.ext[:1], level[:1]).all()

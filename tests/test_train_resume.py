@@ -13,7 +13,7 @@ from helpers import assert_same_datasets, flip_bit, read_all, truncate
 from train_case import assert_refused, write_training_data
 
 import train
-from fitting import held_out, training_figures
+from fitting import batches, held_out, training_figures
 from fitting.batches import Batches
 from fitting.recipe import make_recipe
 from fitting.training import Trainer
@@ -78,6 +78,7 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     killed = run_python(KILLED, "-i", data, "-o", tmp_path, "--recipe", recipe, "--threads", 1)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert killed.stderr == ""  # no notice of TensorFlow
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.h5", "train.log"}
     places = [
         (Trainer, "_fit_stars", 1),
         (Batches, "of", 4),  # in the posterior stage
@@ -98,6 +99,32 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     assert begun[1][1] > 0
     expected = [f"at stage {stage}, epoch {epoch}" for stage, epoch in begun]
     assert re.findall("at stage .*", log) == expected
+
+
+def test_training_that_fits_and_infers_some_of_its_stars_goes_on_to_the_same_model(
+    demo_model, tmp_path, monkeypatch, no_figures
+):
+    monkeypatch.setattr(batches, "MEASURED_STARS", 150)
+    most = {"validation_stars": 20, "calibration_stars": 30, "fitted_stars": 100}
+    recipe = write_recipe(tmp_path / "recipe.toml", **most)
+    whole, begun = tmp_path / "whole", tmp_path / "begun"
+    assert run_train(demo_model.training_data, whole, recipe=recipe) == 0
+    with interrupted(monkeypatch, Trainer, "_next_stage", 4):
+        assert run_train(demo_model.training_data, begun, recipe=recipe) == 130
+    assert run_train(demo_model.training_data, begun, "--resume", recipe=recipe) == 0
+    for name in RESULTS:
+        assert_same_datasets(whole / name, begun / name)
+    checkpoint = read_all(whole / "checkpoint.h5")
+    assert np.isfinite(checkpoint["fitted_type"]).all()
+    assert len(checkpoint["fitted_type"]) == 130
+    scores = json.loads((whole / "validation.json").read_text())
+    ids = (demo_model.model / "validation_ids.txt").read_text().split()
+    assert (scores["stars"], scores["held_out"]) == (20, len(ids))
+    assert set((whole / "validation_ids.txt").read_text().split()) < set(ids)
+    text = (whole / "train.log").read_text()
+    assert f"30 calibration, 20 validation stars (of {len(ids)} held out)" in text
+    fitted = next(h for h in json.loads((whole / "history.json").read_text()) if "rejected" in h)
+    assert fitted["stars"] == 100
 
 
 def test_resuming_a_finished_training_returns_at_once(demo_model, monkeypatch, capsys):

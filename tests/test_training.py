@@ -57,11 +57,11 @@ def test_training_starts_at_the_median_spectrum_of_its_stars(labels):
     assert model.flux.n_labels == model.noise.n_labels == model.prior.n_labels == forward.sum()
     assert model.direct.biases[-1].shape[2] == 2 * len(labels)
     shown = make_trainer(labels, stars, faint_share=0.0, hide_bp=0.0, hide_rp=0.0).model
-    at_kpc = stars.observed.features[rows, 0] - 2 * np.log(data.parallax[rows])
+    at_kpc = stars.data.observed.features[rows, 0] - 2 * np.log(data.parallax[rows])
     found = shown.distance_mean, shown.distance_scale
     np.testing.assert_allclose(found, (at_kpc.mean(), at_kpc.std()), rtol=1e-3)
     ext = np.where(np.isfinite(data.extinction[rows]), data.extinction[rows], 0.1)
-    intrinsic = stars.observed.value[rows] + ext[:, None] * CURVE
+    intrinsic = stars.data.observed.value[rows] + ext[:, None] * CURVE
     intrinsic -= 2 * np.log(data.parallax[rows])[:, None]
     found = model.flux.ln_flux(np.zeros((1, int(forward.sum())), "f4"))[0]
     np.testing.assert_allclose(found, np.median(intrinsic, 0), atol=0.15)
