@@ -95,7 +95,7 @@ def trained_model(trainer, solver):
         for k, g in enumerate(brightnesses(stars, trainer.recipe))
         if len(rows)
     ]
-    trainer.model.search = fitted_search(solver, sets)
+    trainer.model.search = solver.model.search = fitted_search(solver, sets)
     errors = error_model(trainer, solver, sets)
     alarms = fitted_alarms(solver, sets, chi2_alarm(solver, sets))
     odd = odd_sets(trainer, rows) if len(rows) else []

@@ -108,7 +108,7 @@ def write_recipe(path, **changes):
 SOLVERS = {}  # of the models last used, for equal ones
 
 
-def _solver_of(model, whole):
+def _solver_of(model, batch_size=None, *, whole):
     """A `StarSolver`: the one of an equal model, as the graphs of a new one take seconds."""
     digest = hashlib.sha256()
     for name, array in sorted(model.to_arrays().items()):

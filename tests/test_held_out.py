@@ -271,6 +271,7 @@ def test_few_calibration_stars_leave_the_forward_model_alone(trainer, monkeypatc
     with_factors(monkeypatch)
     monkeypatch.setattr(held_out, "fitted_confidence", lambda *args: "a confidence")
     monkeypatch.setattr(held_out, "fitted_alarms", lambda *args: "alarms")
+    monkeypatch.setattr(held_out, "fitted_search", lambda *args: None)
     monkeypatch.setattr(held_out, "chi2_alarm", lambda *args: 2.0)
     fitted, of_type = [], np.full((3, 4), 0.1)
     monkeypatch.setattr(held_out, "both_estimates", lambda *args: None)
@@ -282,7 +283,7 @@ def test_few_calibration_stars_leave_the_forward_model_alone(trainer, monkeypatc
     monkeypatch.setattr(trainer.model, "direct", "a network")
     none = (MIN_POOL_STARS - 1, [1, 0], NO_TYPE_FACTORS)
     for n, expected, factors in (none, (MIN_POOL_STARS, [0.5, 0.5], of_type)):
-        found = trained_model(calibrated_by(trainer, n), None)
+        found = trained_model(calibrated_by(trainer, n), SimpleNamespace(model=trainer.model))
         np.testing.assert_array_equal(found.errors.pool_weights, [expected])
         np.testing.assert_array_equal(found.errors.type_factors, factors)
         assert (found.confidence, found.alarms) == ("a confidence", "alarms")
