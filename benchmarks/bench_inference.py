@@ -16,7 +16,11 @@ depends on where the noise is evaluated, so each restart descends twice:
   too: a better mode with a noise of its own. Ends of the same mode differ only in where their noise
   was evaluated; how often that alone makes more than 0.1 is printed for itself.
 
-Takes about two minutes for the demo's stars.
+Of the restarts' ends those that are second modes that matter (of another family, more than 0.3 of z
+away from the best, and within 2 of its ln posterior) are counted, too, and how many of them were
+missed. All of it with parallaxes and, second modes being rare there, without.
+
+Takes about four minutes for the demo's stars.
 """
 
 import argparse
@@ -27,6 +31,7 @@ import common  # sets one thread, before NumPy is loaded
 import numpy as np
 
 from pipeline.run import usage_exit
+from xp_opt_allsources import CHUNK_STARS
 
 WARM_UP_STARS = 600  # enough for each function to be compiled
 MISSED = 0.1  # of the objective
@@ -34,7 +39,8 @@ NEAR = 5.0  # solutions this far above the best are not worth polishing
 POLISH = 5  # descents
 MOST_EVALUATIONS = 40  # of one
 ELSEWHERE = 0.5  # sigma from the best: nearer, it is the same mode
-CHUNK_STARS = 8192  # as step 10
+APART = 0.3  # of z: second modes are as far
+
 Z_PERTURBATION = (1.0, 0.5, 1.0)  # of z: repeated for more labels
 REST_PERTURBATION = (1.0, 1.0, 0.3)  # of xi, ln E, ln plx
 RESTART_LN_E = (-4.0, 0.5)
@@ -122,7 +128,8 @@ def excess(data, solver, u, n_restarts, seed=0):
     """How far the objective of the solutions u (N, p) is above the best of many restarts.
 
     Returns three arrays (N,): above the best with the noise held at u; above the best of those that
-    ended elsewhere, each with a noise of its own; and of those that ended in the same mode.
+    ended elsewhere, each with a noise of its own; and of those that ended in the same mode. And the
+    ends: z (M, K), phi (M,), and whose they are (M,).
     """
     from fitting.posterior import estimates, physical
 
@@ -143,7 +150,25 @@ def excess(data, solver, u, n_restarts, seed=0):
         lowest(ends.phi[~same], star_of_end[~same], n),
         lowest(ends.phi[same], star_of_end[same], n),
     )
-    return [own.phi - phi for phi in best]
+    return [own.phi - phi for phi in best], (ends.u[:, solver.at.z], ends.phi, star_of_end)
+
+
+def second_modes(modes, ends, solver):
+    """(number of stars with a second mode that matters among the ends, of `excess`, and their
+    `Modes`; how many of these the `Modes` have not)."""
+    from fitting.second_modes import NEAR
+
+    z, phi, star = ends
+    families, theta = solver.families, solver.model.theta
+    best, second = modes.best.u[:, solver.at.z], modes.second.u[:, solver.at.z]
+    away = np.abs(z - best[star]).max(1) > APART
+    other = families.of(theta(z)) != families.of(theta(best))[star]
+    near = phi < modes.best.phi[star] + NEAR
+    matters = np.flatnonzero(away & other & near)
+    with np.errstate(invalid="ignore"):
+        seen = np.abs(z - second[star]).max(1)[matters] < APART
+    found, there = np.unique(star[matters[seen]]), np.unique(star[matters])
+    return len(there), len(np.setdiff1d(there, found))
 
 
 @usage_exit
@@ -168,9 +193,21 @@ def main(argv=None):
 
     rows = np.random.default_rng(0).permutation(len(table["plx"]))[: args.checked]
     data = StarData.of_table(table, trained.stellar.channels, rows)
-    found = solver.solve(data).best
-    held, elsewhere, same = excess(data, solver, found.u, args.restarts)
-    print(f"solutions of {len(rows)} stars against the best of {args.restarts} restarts each")
+    for words, shown in (("", data), (", parallaxes hidden", data.without_parallax())):
+        check(words, shown, solver, args.restarts)
+    return 0
+
+
+def check(words, data, solver, n_restarts):
+    """Print how often the solutions of stars are not the best there is."""
+    direct = solver.seen(data).direct
+    modes = solver.solve(data, direct)
+    (held, elsewhere, same), ends = excess(data, solver, modes.best.u, n_restarts)
+    n = len(data)
+    print(f"solutions of {n} stars{words} against the best of {n_restarts} restarts each")
+    if solver.model.search is not None:
+        searched = solver.model.search.worth(data, direct[:, :, solver.model.is_forward])
+        print(f"  searched for other modes:       {searched.mean():6.2%}")
     for limit in (MISSED, 1.0):
         missed = (held > limit) | (elsewhere > limit)
         print(
@@ -178,8 +215,12 @@ def main(argv=None):
             f"{np.mean(held > limit):.2%}, in another mode {np.mean(elsewhere > limit):.2%}; by "
             f"the noise alone {np.mean(same > limit):.2%})"
         )
-    print(f"  not converged:                  {1 - found.converged.mean():6.2%}")
-    return 0
+    print(
+        "  second modes that matter:       {:6d}, missed {}".format(
+            *second_modes(modes, ends, solver)
+        )
+    )
+    print(f"  not converged:                  {1 - modes.best.converged.mean():6.2%}")
 
 
 if __name__ == "__main__":

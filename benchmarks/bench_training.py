@@ -20,7 +20,7 @@ from pathlib import Path
 
 import common  # sets one thread, for the children too
 import numpy as np
-from bench_memory import measured
+from bench_sky import measured
 
 from pipeline.read import ShardReader
 from pipeline.run import usage_exit

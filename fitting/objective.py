@@ -40,8 +40,9 @@ class MixtureTerm:
         self.prior = prior
 
     def value(self, z, ext, data):
-        """type(z, E) (B,) at z (K, B), E (B,)."""
-        return -self.prior.ln_density_z(tf.transpose(z))
+        """type(z, E) (..., B) at z (K, ..., B), E (..., B)."""
+        flat = tf.transpose(tf.reshape(z, (z.shape[0], -1)))
+        return -tf.reshape(self.prior.ln_density_z(flat), tf.shape(ext))
 
     def derivatives(self, z, ext, data):
         """`TypeTerm` at z (K, B), E (B,)."""
@@ -62,11 +63,12 @@ class LabelTerm:
         self.flux_model = flux_model
 
     def value(self, z, ext, data):
-        """type(z, E) (B,) at z (K, B), E (B,)."""
-        off, off_ext = z - data["z"], ext - data["ext"]
-        return 0.5 * (
-            tf.reduce_sum(data["z_ivar"] * off * off, 0) + data["ext_ivar"] * off_ext * off_ext
-        )
+        """type(z, E) (..., B) at z (K, ..., B), E (..., B)."""
+        known, ivar = data["z"], data["z_ivar"]
+        if ext.shape.rank > 1:
+            known, ivar = known[:, None], ivar[:, None]
+        off, off_ext = z - known, ext - data["ext"]
+        return 0.5 * (tf.reduce_sum(ivar * off * off, 0) + data["ext_ivar"] * off_ext * off_ext)
 
     def derivatives(self, z, ext, data):
         """`TypeTerm` at z (K, B), E (B,)."""
@@ -190,20 +192,17 @@ class Objective:
         model = ln_flux - tf.exp(flat[at.ln_ext])[:, None] * curve + 2.0 * flat[at.ln_plx][:, None]
         residual = data["value"] - tf.reshape(model, (k, -1, model.shape[1]))
         columns = tf.concat([2.0 * tf.ones_like(residual[:1]), residual], 0)  # (1 + k, B, n_wl)
-        white = whitening.of(tf.transpose(columns, (1, 0, 2)))
-        jj, rr = tf.reduce_sum(white[:, :1] ** 2, 2), tf.reduce_sum(white[:, 1:] ** 2, 2)
-        jr = tf.reduce_sum(white[:, :1] * white[:, 1:], 2)
-        phi = []
-        for i in range(k):
-            gram = tf.stack([tf.stack([jj[:, 0], jr[:, i]]), tf.stack([jr[:, i], rr[:, i]])])
-            delta, chi2 = self._best_ln_plx(u[i, at.ln_plx], gram, data)
-            moved = tf.concat([u[i, : at.ln_plx], (u[i, at.ln_plx] + delta)[None]], 0)
-            known = self.term.value(moved[at.z], tf.exp(moved[at.ln_ext]), data)
-            phi.append(self._phi(moved, chi2, known, data))
-        return tf.stack(phi)
+        white = tf.transpose(whitening.of(tf.transpose(columns, (1, 0, 2))), (1, 0, 2))
+        jj, rr = tf.reduce_sum(white[:1] ** 2, 2), tf.reduce_sum(white[1:] ** 2, 2)
+        jr = tf.reduce_sum(white[:1] * white[1:], 2)
+        gram = tf.stack([tf.stack([jj + 0.0 * jr, jr]), tf.stack([jr, rr])])  # (2, 2, k, B)
+        delta, chi2 = self._best_ln_plx(u[:, at.ln_plx], gram, data)
+        u = tf.transpose(u, (1, 0, 2))
+        u = tf.concat([u[: at.ln_plx], (u[at.ln_plx] + delta)[None]], 0)
+        return self._phi(u, chi2, self.term.value(u[at.z], tf.exp(u[at.ln_ext]), data), data)
 
     def _phi(self, u, chi2, known, data):
-        """phi (B,), but for ln |det S|: known (B,) is the type term's value at u (n, B)."""
+        """phi (..., B) but for ln |det S| at u (n, ..., B); known (..., B): the type term there."""
         xi, ln_ext, ln_plx = u[self.at.xi], u[self.at.ln_ext], u[self.at.ln_plx]
         misfit = student_misfit(chi2, tf.reduce_sum(data["used"], 1), self.model.noise.nu)
         off = tf.exp(ln_plx) - data["plx"]
@@ -240,8 +239,8 @@ class Objective:
         return u, phi, gradient, weight, prior, chi2
 
     def _best_ln_plx(self, ln_plx, gram, data):
-        """The change of ln plx (B,) that minimises phi, the other coordinates held, and chi^2 (B,)
-        there. gram (2, 2, B): of the whitened ln plx column and the residual."""
+        """The change of ln plx (..., B) that minimises phi, the other coordinates held, and chi^2
+        there. gram (2, 2, ..., B): of the whitened ln plx column and the residual."""
         n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
         low, high = self.at.lower[self.at.ln_plx], self.at.upper[self.at.ln_plx]
         weight, delta = tf.ones_like(ln_plx), tf.zeros_like(ln_plx)

@@ -135,14 +135,16 @@ def quick():
     whole = tf.function
 
     def graph(function, jit_compile=None, autograph=None):
-        return whole(function, autograph=False) if function.__name__ == "_minimise" else function
+        often = function.__name__ in ("_minimise", "curvature", "values")
+        return whole(function, autograph=False) if often else function
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf, "function", graph)
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(held_out, "SIMULATED_LEVELS", 2)
-        patch.setattr(minimiser, "POOLED_EVALUATIONS", (4,))
+        patch.setattr(minimiser, "INNER_STEPS", 2)
+        patch.setattr(minimiser, "POOLED_EVALUATIONS", (8,))
         patch.setattr(star_solver, "StarSolver", partial(_solver_of, whole=star_solver.StarSolver))
         for name in ("figure.dpi", "savefig.dpi"):
             patch.setitem(style.STYLE, name, 54)

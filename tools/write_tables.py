@@ -11,6 +11,7 @@ In each file of PAGES, what stands between a line `<!-- table: NAME -->` and the
   a kind of file         the table of its datasets alone, as of opt_output
   steps                  the scripts, and what each of them makes
   costs                  size, time and memory of each step (tables/costs.toml)
+  whole_sky              the same of the whole sky, measured (tables/whole_sky.toml)
   folders                the folders of the data directory, and what fills them
   parameters             the parameters of a star, in the order of stellar_params_est
   bands                  the photometric bands of the flux vector
@@ -37,12 +38,13 @@ from pipeline.schema import (
     NOISES,
     STARS,
     SURVEYS,
+    WHOLE_SKY,
     flags,
     resolved,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/files.md", "docs/flags.md", "data/README.md")
+PAGES = ("README.md", "docs/files.md", "docs/flags.md", "docs/speed.md", "data/README.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OPENED = re.compile(r"<!-- table:")
 # What is no shard, and who makes it.
@@ -150,6 +152,27 @@ def costs_table() -> str:
     return table(("#", "script", "size of the output", "time, one core", "memory"), sorted(rows))
 
 
+def whole_sky_table() -> str:
+    """What the whole sky costs, step by step, and in all."""
+    costs = {step: cost for step, cost in WHOLE_SKY.items() if isinstance(cost, dict)}
+    formats = {
+        "start_s": ".1f",
+        "star_us": ".0f",
+        "star_mflop": ".0f",
+        "memory_gb": ".1f",
+        "core_hours": ".1f",
+        "terabytes": ".2f",
+    }
+    rows = [(step, *(f"{cost[k]:{f}}" for k, f in formats.items())) for step, cost in costs.items()]
+    sums = {k: sum(cost[k] for cost in costs.values() if cost["everywhere"]) for k in formats}
+    rows.append(
+        ("in all, 1 + 4 + 5 + 9 + 10", "", f"{sums['star_us']:.0f}", f"{sums['star_mflop']:.0f}")
+        + ("", f"**{sums['core_hours']:.0f}**", f"{sums['terabytes']:.1f}")
+    )
+    titles = ("start (s)", "us a star", "Mflop of sgemm a star", "memory (GB)")
+    return table(("step", *titles, "core-hours, whole sky", "TB, whole sky"), rows)
+
+
 def folders_table() -> str:
     """The folders of the data directory."""
     rows = (
@@ -186,6 +209,7 @@ def make_table(name) -> str:
         "files": files_sections,
         "steps": steps_table,
         "costs": costs_table,
+        "whole_sky": whole_sky_table,
         "folders": folders_table,
         "parameters": parameters_table,
         "bands": bands_table,

@@ -6,7 +6,7 @@ Imports nothing else of the project; reads tables/bands.toml and tables/releases
 from pipeline.schema import flags
 from pipeline.schema.bands import BANDS, SURVEYS, photometry_columns
 from pipeline.schema.columns import FLUX_UNIT, NOISES, STARS, Column
-from pipeline.schema.costs import COSTS
+from pipeline.schema.costs import COSTS, WHOLE_SKY
 from pipeline.schema.files import (
     FILES,
     KINDS,
@@ -34,6 +34,7 @@ __all__ = [
     "NOISES",
     "STARS",
     "SURVEYS",
+    "WHOLE_SKY",
     "XP_BANDS",
     "Column",
     "Dataset",

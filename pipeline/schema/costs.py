@@ -1,10 +1,10 @@
-"""What the steps cost, as tables/costs.toml says."""
+"""What the steps cost, as tables/costs.toml says, and the whole sky, as tables/whole_sky.toml does."""
 
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-TABLE = Path(__file__).resolve().parents[2] / "tables" / "costs.toml"
+TABLES = Path(__file__).resolve().parents[2] / "tables"
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,10 @@ class Cost:
         return f"size: {self.size}\ntime, one core: {self.time}\nmemory: {self.memory}"
 
 
-COSTS = {script: Cost(**one) for script, one in tomllib.loads(TABLE.read_text()).items()}
+def _table(name):
+    return tomllib.loads((TABLES / name).read_text())
+
+
+COSTS = {script: Cost(**one) for script, one in _table("costs.toml").items()}
+# {step: {what: number}}, as benchmarks/bench_sky.py measured it, and the core's sgemm_gflops.
+WHOLE_SKY = _table("whole_sky.toml")
