@@ -39,7 +39,6 @@ NEAR = 5.0  # solutions this far above the best are not worth polishing
 POLISH = 5  # descents
 MOST_EVALUATIONS = 40  # of one
 ELSEWHERE = 0.5  # sigma from the best: nearer, it is the same mode
-APART = 0.3  # of z: second modes are as far
 
 Z_PERTURBATION = (1.0, 0.5, 1.0)  # of z: repeated for more labels
 REST_PERTURBATION = (1.0, 1.0, 0.3)  # of xi, ln E, ln plx
@@ -156,7 +155,7 @@ def excess(data, solver, u, n_restarts, seed=0):
 def second_modes(modes, ends, solver):
     """(number of stars with a second mode that matters among the ends, of `excess`, and their
     `Modes`; how many of these the `Modes` have not)."""
-    from fitting.second_modes import NEAR
+    from fitting.second_modes import APART, NEAR
 
     z, phi, star = ends
     families, theta = solver.families, solver.model.theta

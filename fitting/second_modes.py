@@ -7,9 +7,10 @@ import numpy as np
 
 from fitting.logistic import Logistic, fit_logistic
 
-NEAR = 2.0  # of ln posterior: a second mode closer than this to the best matters
-WORSE = 0.5  # of ln posterior: the direct estimate's mode matters less than a better one
-MOST_MISSED = 0.1  # of the stars for which a search matters
+NEAR, APART = 2.0, 0.3  # a second mode matters with a ln posterior so close to the best's, so far
+# away in z: closer ones are ripples of one mode
+WORSE = 2.0  # of ln posterior: as much is lost where the direct estimate's mode is not the best
+MOST_MISSED = 0.05  # of the stars for which a search matters
 FEW_CASES = 30  # of such stars cannot tell the others from them
 POOR_CHI2, POOR_SHARE = 1.5, 0.03  # a fit is poor with a worse chi^2 a flux, if that is as rare
 

@@ -13,7 +13,7 @@ from fitting.direct import direct_inputs, hide_parallax
 from fitting.families import Families
 from fitting.minimiser import Minimiser, Solution
 from fitting.objective import MixtureTerm, Objective
-from fitting.second_modes import NEAR, POOR_CHI2, WORSE
+from fitting.second_modes import APART, NEAR, POOR_CHI2, WORSE
 from fitting.starts import StartSearch
 from pipeline.quiet_tensorflow import compiled, tf
 
@@ -121,7 +121,9 @@ class StarSolver(Minimiser):
         chi^2 (N,) a flux of the best."""
         whole = self._search(data, direct[0])
         alone = self._search(data, direct[0], only_direct=np.ones(len(data), bool))
+        z, second = (mode.u[:, self.at.z] for mode in (whole.best, whole.second))
         near = whole.second.phi < whole.best.phi + NEAR
+        near &= np.abs(z - second).max(1) > APART
         matters = near | (alone.best.phi > whole.best.phi + WORSE)
         return matters, whole.best.chi2 / data.observed.used.sum(1)
 

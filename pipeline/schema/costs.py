@@ -1,4 +1,4 @@
-"""What the steps cost, as tables/costs.toml says, and the whole sky, as tables/whole_sky.toml does."""
+"""What the steps cost (tables/costs.toml), and the whole sky (tables/whole_sky.toml)."""
 
 import tomllib
 from dataclasses import dataclass
