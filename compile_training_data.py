@@ -5,10 +5,11 @@
     python compile_training_data.py ... --labels teff feh logg alpha_m
 
 Reads the labels (HDF5, also in a group, FITS, ECSV, Parquet, VOTable: the id column (N,),
-`params_est` (N,K), `params_err` (N,K), K >= 2; masked values are missing) and, of DATA_DIR, the shards of the spectra, metadata, photometry and
-reddening whose range of sky holds a labelled star. What the labels are is said by --labels, else
-by attributes of the table (in Astropy: its `meta`), `label_names`, and where needed `label_units`,
-`label_scales`, `label_tolerances`; three labels without names are Teff (kK), [Fe/H], log g.
+`params_est` (N,K), `params_err` (N,K), K >= 2; masked values are missing) and, of DATA_DIR, the
+shards of the spectra, metadata, photometry and reddening whose range of sky holds a labelled star.
+What the labels are is said by --labels, else by attributes of the table (in Astropy: its `meta`),
+`label_names`, and where needed `label_units`, `label_scales`, `label_tolerances`; three labels
+without names are Teff (kK), [Fe/H], log g.
 
 Keeps stars with parallax / parallax_error > 3 and fidelity_v2 > 0.5, and labels that are possible.
 The log, `training_data.log` beside the output, accounts for every label; its table is printed at

@@ -93,6 +93,9 @@ def parse_arrays(cells, dtype, length) -> Cells:
                 usual.append(i)
     if not _fill(out, usual, ",".join(bodies[i] for i in usual)):
         usual = [i for i in usual if _fill(out, [i], bodies[i])]
+    empty = [i for i in usual if np.isnan(out[i]).all()]
+    for i in empty:
+        lengths[i], bodies[i] = 0, None
     for i in set(range(n)) - set(usual):
         if bodies[i] is not None:
             numbers = _numbers_of(cells[i])
@@ -133,3 +136,72 @@ def _numbers_of(cell) -> np.ndarray | None:
         return np.array([np.nan if is_missing(word) else float(word) for word in words])
     except ValueError:
         return None
+
+
+# ---- columns of tables -----------------------------------------------------------------------
+
+
+def _texts(column, mask) -> list[str]:
+    """The cells of a column of texts or of objects, "" where masked."""
+    return [
+        "" if no or cell is None else cell.decode(errors="replace") if isinstance(cell, bytes)
+        else str(cell)
+        for no, cell in zip(mask, column, strict=True)
+    ]  # fmt: skip
+
+
+def numbers_of_column(column, mask, dtype) -> Cells:
+    """A column (n,) of any type, and where it has no value (n,) bool -> `Cells` of (n,) values."""
+    dtype = np.dtype(dtype)
+    if column.ndim != 1 or column.dtype.kind not in "fiub":
+        if column.ndim != 1:
+            column = np.array([str(cell) for cell in column], object)
+        return parse_numbers(_texts(column, mask), dtype)
+    given = ~mask & ~np.isnan(column) if column.dtype.kind == "f" else ~mask
+    values = np.full(len(column), np.nan if dtype.kind == "f" else 0, dtype)
+    good = given.copy()
+    if dtype.kind in "iu" and column.dtype.kind in "fiu":
+        info = np.iinfo(dtype)
+        good &= (column >= info.min) & (column <= info.max)
+        if column.dtype.kind == "f":
+            good &= (column == np.rint(column)) & (dtype.itemsize <= 4)
+    with np.errstate(over="ignore"):
+        values[good] = column[good].astype(dtype)
+    return Cells(values, given, given & ~good)
+
+
+def arrays_of_column(column, mask, dtype, length) -> Cells:
+    """A column of arrays -> `Cells` of (n, length) values.
+
+    column: numbers (n, ...), or (n,) arrays of any length, or texts; mask: of it or of its rows.
+    """
+    n = len(column)
+    if column.dtype.kind in "SU" or any(isinstance(cell, str | bytes) for cell in column[:1]):
+        row_mask = mask if mask.ndim == 1 else mask.all(1)
+        return parse_arrays(_texts(column, row_mask), dtype, length)
+    if column.dtype.kind == "O":
+        rows = [np.ma.filled(np.ma.asarray(_array(cell), float), np.nan).ravel() for cell in column]
+        wide = np.full((n, max((len(row) for row in rows), default=0)), np.nan)
+        for out, row in zip(wide, rows, strict=True):
+            out[: len(row)] = row
+        if mask.ndim == 1:
+            wide[mask] = np.nan
+    else:
+        mask = np.broadcast_to(mask.reshape(n, *mask.shape[1:], *[1] * (column.ndim - mask.ndim)),
+                               column.shape)  # fmt: skip
+        wide = np.where(mask, np.nan, column).reshape(n, -1)
+    finite = ~np.isnan(wide)
+    given = finite.any(1)
+    last = wide.shape[1] - finite[:, ::-1].argmax(1) if wide.shape[1] else np.zeros(n, int)
+    # Of rows padded to one width the padding is no part.
+    lengths = np.where(given, last if wide.shape[1] > length else wide.shape[1], 0)
+    values, good = np.full((n, length), np.nan, dtype), given & (lengths <= length)
+    good &= wide.shape[1] >= length
+    values[good] = wide[good, :length]
+    bad = given & ~good
+    return Cells(values, given, bad, np.where(good, length, lengths))
+
+
+def _array(cell):
+    """A cell of a column of objects as an array; an empty one where it has no value."""
+    return np.empty(0) if cell is None or cell is np.ma.masked else cell

@@ -116,9 +116,10 @@ def _of_astropy(table, names) -> Columns:
 
 def _plain(array) -> np.ndarray:
     """An array of lists of one length (Parquet, VOTable) as one of two axes; else as it is."""
-    if array.dtype.kind == "O" and len(array) and all(np.ndim(row) == 1 for row in array):
-        if len({len(row) for row in array}) == 1:
-            return np.stack([np.ma.filled(np.ma.asarray(row, float), np.nan) for row in array])
+    if array.dtype.kind == "O" and [np.ndim(row) for row in array[:1]] == [1]:
+        if len({np.shape(row) for row in array}) > 1:
+            return array
+        return np.stack([np.ma.filled(np.ma.asarray(row, float), np.nan) for row in array])
     array = np.ma.getdata(array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 

@@ -16,17 +16,27 @@ from pipeline.schema import COSTS, DEFAULT_RELEASE, FILES, KINDS, describe, load
 FID_PATTERN = re.compile(r"\d{6}-\d{6}")
 
 
-def shard_path(data_dir, kind, fid) -> Path:
-    """Path of shard `fid` of a kind (a key of KINDS)."""
+def output_path(data_dir, kind, fid) -> Path:
+    """Path under which shard `fid` of a kind (a key of KINDS) is written."""
     return Path(data_dir) / KINDS[kind].folder / f"{KINDS[kind].prefix}_{fid}.h5"
+
+
+def shard_path(data_dir, kind, fid) -> Path:
+    """Path of shard `fid` of a kind: as it is written or, of what others made, with .hdf5."""
+    path = output_path(data_dir, kind, fid)
+    if KINDS[kind].foreign and not path.exists():
+        foreign = path.with_suffix(".hdf5")
+        return foreign if foreign.exists() else path
+    return path
 
 
 def list_fids(data_dir, kind) -> list[str]:
     """Sorted fids present in the folder of a kind; temporary and foreign names are ignored."""
-    pattern = re.compile(rf"{KINDS[kind].prefix}_({FID_PATTERN.pattern})\.h5")
+    ending = r"\.(?:h5|hdf5)" if KINDS[kind].foreign else r"\.h5"
+    pattern = re.compile(rf"{KINDS[kind].prefix}_({FID_PATTERN.pattern}){ending}")
     folder = Path(data_dir) / KINDS[kind].folder
     names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(match[1] for match in map(pattern.fullmatch, names) if match)
+    return sorted({match[1] for match in map(pattern.fullmatch, names) if match})
 
 
 def input_paths(data_dir, fid, kinds) -> list[Path]:

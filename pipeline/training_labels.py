@@ -184,11 +184,11 @@ def _values(path, table, name, n_rows) -> np.ndarray:
 
 
 def clean_labels(table, path, log):
-    """Exclude labels that are not finite, impossible, uncertain or repeated; give invalid errors the default.
+    """Exclude labels that are not finite, impossible, uncertain or repeated.
 
-    Of labels with the same id the one with the smallest sum of errors, each relative to the
-    label's default, is kept (the first of equals). Raises UsageError where most values of a label
-    are impossible.
+    Invalid errors become the label's default. Of labels with the same id the one with the smallest
+    sum of errors, each relative to the label's default, is kept (the first of equals). Raises
+    UsageError where most values or errors of a label are impossible.
     """
     default = table.labels.array("default_err")
     table.exclude(np.flatnonzero(~np.isfinite(table.est).all(axis=1)), NOT_FINITE)

@@ -1,0 +1,276 @@
+"""Shards of spectra from files of any form: streamed of one file, or put together of several.
+
+The other files, whose names have no fid, are read once into a scratch file, and their sources
+sorted into shards by their ids.
+"""
+
+import contextlib
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.errors import ShardError
+from pipeline.provenance import provenance
+from pipeline.read import ShardReader
+from pipeline.row_store import folder_beside
+from pipeline.run import collect_failure
+from pipeline.schema import Layout, resolved
+from pipeline.select import list_fids, shard_path
+from pipeline.spectra_files import faults_of
+from pipeline.spectra_merge import NAMED_IDS, Gathered, edges_of, fids_of
+from pipeline.spectra_plan import MOST_NAMED, OtherReleaseError, checked_tables
+from pipeline.spectra_tables import spectra_in
+from pipeline.write import ShardWriter
+from xp_utils import sampled_columns
+
+SORTED = "sorted_by_id"  # attribute of shards that were made of other files than bulk files
+
+
+class NotOneTableError(Exception):
+    """A file does not stream into a shard: it repeats ids, or has several tables."""
+
+
+@dataclass
+class Others:
+    """Sources of files without a fid in their names. gathered: their rows; files: path of each of
+    its inputs; accounts: what is odd in each; failed: {file: why}; fid (N,): of each row, "" where
+    it is in no shard of this run."""
+
+    gathered: Gathered
+    files: list = field(default_factory=list)
+    accounts: list = field(default_factory=list)
+    failed: dict = field(default_factory=dict)
+    fid: np.ndarray = None
+
+    def rows(self, fid):
+        return np.flatnonzero(self.fid == fid)
+
+    def files_of(self, fid) -> list:
+        """Files that sources of a shard are from."""
+        origins = np.unique(self.gathered.origin[self.rows(fid)])
+        return list(dict.fromkeys(self.files[i] for i in origins))
+
+
+def report(source, log):
+    """Log what is odd in a source of spectra, and the columns that it has beside."""
+    source.account.report(log)
+    if source.left_out:
+        log.info("%s: columns left out: %s", source.account.path, ", ".join(source.left_out))
+
+
+def read_others(files, release, log, folder) -> Others:
+    """Read all files without a fid; those that fail are logged and left out as a whole."""
+    others = Others(Gathered(release, folder))
+    good = []
+    for path in files:
+        n_before = len(others.gathered.inputs)
+        with collect_failure(path, others.failed, log):
+            with faults_of(path), contextlib.closing(spectra_in(path, release)) as sources:
+                for source in sources:
+                    others.files.append(path)
+                    others.accounts.append(source.account)
+                    tables = checked_tables(source.tables(), source.account)
+                    others.gathered.add(tables, source.account.path)
+                    report(source, log)
+            good += range(n_before, len(others.gathered.inputs))
+    use = np.isin(others.gathered.origin, good)
+    others.fid = np.where(use, "?", "").astype(object)
+    return others
+
+
+def sort_into_shards(others, bulk, data_dir, release, log):
+    """Set `others.fid`, by the ids. bulk: fids of this run's bulk files.
+
+    Sources in the range of a shard that is there already, of other files, or in none, count as
+    failures.
+    """
+    use = np.flatnonzero(others.fid == "?")
+    pixels, n_pixels = release.pixel(others.gathered.ids[use]), 12 * 4**release.healpix_level
+    there = [fid for fid in list_fids(data_dir, "xp") if fid not in bulk]
+    there = [fid for fid in there if not _is_sorted(shard_path(data_dir, "xp", fid))]
+    inside = pixels < n_pixels
+    fids = np.full(len(use), "", object)
+    fids[inside] = fids_of(pixels[inside], [*bulk, *there], release)
+    refused = {"no pixel of the sky: no id of Gaia": ~inside}
+    for fid in sorted(set(fids) & set(there), key=edges_of):
+        why = f"in the shard {fid}, which was made of other files: give those too"
+        refused[why] = fids == fid
+    for why, bad in refused.items():
+        if bad.any():
+            shown = " ".join(map(str, others.gathered.ids[use[bad]][:NAMED_IDS]))
+            with collect_failure(f"{bad.sum()} sources", others.failed, log):
+                raise ShardError(f"left out: {why}: source_id {shown}")
+            fids[bad] = ""
+    others.fid[use] = fids
+
+
+def _is_sorted(path) -> bool:
+    with contextlib.suppress(ShardError), ShardReader(path) as reader:
+        return bool(reader.attrs.get(SORTED, False))
+    return False
+
+
+# ---- writing ---------------------------------------------------------------------------------
+
+
+def write_tables(tables, output, datasets, made_by, account) -> int:
+    """Write tables one after another; returns the number of rows.
+
+    account(ids): attributes of the file, asked for after the last table.
+    """
+    first, ids = list(itertools.islice(tables, 2)), []
+    n_rows = sum(len(table["source_id"]) for table in first) if len(first) < 2 else None
+    with ShardWriter(output, n_rows, "source_id", made_by) as writer:
+        writer.create_columns(datasets)
+        start = 0
+        for table in itertools.chain((first.pop(0) for _ in range(len(first))), tables):
+            writer.write_table(table, start=start)
+            ids.append(table["source_id"])
+            start += len(ids[-1])
+        writer.describe(**account(np.concatenate(ids) if ids else np.empty(0, int)))
+    return start
+
+
+def sampled(tables, basis):
+    """Tables of coefficients -> tables of what flux vectors take of them."""
+    for table in tables:
+        try:
+            yield {"source_id": table["source_id"], **sampled_columns(table, basis)}
+        except ValueError as error:  # a basis id or a shape
+            raise OtherReleaseError(f"{error}; give its --release") from error
+
+
+def _of_form(tables, columns, release, basis):
+    """Tables and datasets of a shard: of coefficients or, with a basis, sampled; and attributes."""
+    if basis is None:
+        return tables, resolved("xp", Layout(release)).only(columns), {}
+    return sampled(tables, basis), resolved("sampled", Layout(release)), {"xp_basis": basis.source}
+
+
+def warn_of_others(ids, fid, release, log):
+    """One line where a shard has sources that are not in the pixels of its name."""
+    first, last = edges_of(fid)
+    pixel = release.pixel(ids)
+    outside = ids[(pixel < first) | (pixel > last)]
+    if len(outside):
+        log.warning(
+            "%s: %d of %d sources are not in the pixels that the name of its file says, e.g. %d: "
+            "step 7 will not find their labels; give the file another name, to have them sorted",
+            fid, len(outside), len(ids), outside[0],
+        )  # fmt: skip
+
+
+def stream(path, fid, output, release, log, made_by, basis=None) -> dict:
+    """One bulk file to one shard, row for row; counters for the log.
+
+    Raises NotOneTableError where that cannot be, ShardError for every fault of the file.
+    """
+    with faults_of(path), contextlib.closing(spectra_in(path, release)) as sources:
+        source = next(sources)
+        tables = checked_tables(source.tables(), source.account)
+        tables, datasets, said = _of_form(tables, source.columns, release, basis)
+
+        def account(ids):
+            if len(np.unique(ids)) < len(ids) or next(sources, None) is not None:
+                raise NotOneTableError
+            warn_of_others(ids, fid, release, log)
+            report(source, log)
+            return source.account.attributes() | said
+
+        n_rows = write_tables(tables, output, datasets, made_by, account)
+    return {"stars": n_rows, **source.account.counters()}
+
+
+def put_together(gathered, rows, accounts, output, log, made_by, basis=None, **said) -> dict:
+    """Rows of a `Gathered` to one shard, each source once; counters for the log.
+
+    accounts: what is odd in their inputs. ShardError where a source has two spectra.
+    """
+    rows, repeated = gathered.without_repeats(rows)
+    if len(repeated):
+        log.warning(
+            "%s: %d sources were there more than once, the same each time, and are kept once: "
+            "source_id %s",
+            output.name, len(repeated), " ".join(map(str, repeated[:NAMED_IDS])),
+        )  # fmt: skip
+        log.info("all of them: %s", " ".join(map(str, repeated)))
+        said |= {"n_repeated": len(repeated)}
+        said |= {"repeated_source_id": " ".join(map(str, repeated[:MOST_NAMED]))}
+    release, attrs = accounts[0].release, [one.attributes() for one in accounts]
+    for name in attrs[0]:
+        said[name] = "; ".join(filter(None, (one[name] for one in attrs)))[: 20 * MOST_NAMED]
+    tables, datasets, of_form = _of_form(gathered.tables(rows), gathered.columns(), release, basis)
+    n_rows = write_tables(tables, output, datasets, made_by, lambda ids: said | of_form)
+    return {"stars": n_rows, "repeats dropped": len(repeated)}
+
+
+def put_files_together(files, others, fid, output, release, log, made_by, basis=None) -> dict:
+    """The sources of several files of a shard, and of the `Others` (or None) in it, to one shard.
+
+    As `put_together`. The order is the file's, where it is one, else by id.
+    """
+    gathered, accounts = Gathered(release, folder_beside(output.parent)), []
+    for path in files:
+        with faults_of(path), contextlib.closing(spectra_in(path, release)) as sources:
+            for source in sources:
+                tables = checked_tables(source.tables(), source.account)
+                gathered.add(tables, source.account.path)
+                accounts.append(source.account)
+                report(source, log)
+    counters = [account.counters() for account in accounts]
+    if others is not None:
+        rows = others.rows(fid)
+        origin = others.gathered.origin[rows]
+        for i in np.unique(origin):
+            tables = others.gathered.tables(rows[origin == i])
+            gathered.add(tables, others.gathered.inputs[i])
+            accounts.append(others.accounts[i])
+    rows = np.arange(len(gathered.ids))
+    if len(gathered.inputs) > 1:
+        rows = rows[np.argsort(gathered.ids, kind="stable")]
+    warn_of_others(gathered.ids, fid, release, log)
+    found = put_together(gathered, rows, accounts, output, log, made_by, basis)
+    return found | {name: sum(one[name] for one in counters) for name in counters[0]}
+
+
+def put_others_together(others, fid, output, log, made_by, basis=None, overwrite=False) -> dict:
+    """The `Others` of a shard that has no bulk file, by ascending id. As `put_together`.
+
+    ShardError where the shard is there and has sources that are in no file given now.
+    """
+    rows = others.rows(fid)
+    rows = rows[np.argsort(others.gathered.ids[rows], kind="stable")]
+    ids = others.gathered.ids[rows]
+    if output.exists() and not overwrite:
+        with contextlib.suppress(ShardError), ShardReader(output, "source_id") as reader:
+            gone = np.setdiff1d(reader.source_id(), ids)
+            if len(gone):
+                raise LostSourcesError(
+                    f"{output}: holds {len(gone)} sources that are in none of the files given now, "
+                    f"e.g. {gone[0]}: give all files, or --overwrite to do without them"
+                )
+    origins = np.unique(others.gathered.origin[rows])
+    accounts = [others.accounts[i] for i in origins]
+    return put_together(
+        others.gathered, rows, accounts, output, log, made_by, basis, **{SORTED: True}
+    )
+
+
+class LostSourcesError(Exception):
+    """Making a shard again would lose sources."""
+
+
+def convert(files, output, release, log, argv=None, basis=None, others=None, fid=None, script=""):
+    """Make one shard of its bulk files and of the `Others` in it (None: none); its counters.
+
+    basis: `XPBasis` with which the spectra are sampled; None: their coefficients are kept. Raises
+    ShardError for every fault of a file.
+    """
+    more = [] if others is None else others.files_of(fid)
+    others = others if more else None
+    made_by = provenance(script, argv, [*files, *more], release)
+    if len(files) == 1 and others is None:
+        with contextlib.suppress(NotOneTableError):
+            return stream(files[0], fid, output, release, log, made_by, basis)
+    return put_files_together(files, others, fid, output, release, log, made_by, basis)
