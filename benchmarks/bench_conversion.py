@@ -134,7 +134,7 @@ def convert(way, path, output):
         mock.patch.object(csv_rows, "has_usual_rows", has_usual_rows),
     ):
         start = time.process_time()
-        spectra_shards.convert([path], output, load_release(), log, [], fid=FID)
+        spectra_shards.convert([path], output, load_release(), log, {}, fid=FID)
         total = time.process_time() - start
     watch.unwrap()
     rest = total - sum(watch.seconds.values())

@@ -171,12 +171,16 @@ class CsvSpectra:
         for place, (line, number) in enumerate(zip(lines, numbers, strict=True)):
             cells = self._split(line)
             if why := self._fault_of(cells):
-                ids = map(id_of, (cells or [""])[self._id_place : self._id_place + 1])
-                self.account.unusable.append((f"line {number}", why, next(ids, 0)))
+                self.account.unusable.append((f"line {number}", why, self._id_in(line, cells)))
             else:
                 places.append(place)
                 rows.append(cells)
         return places, parse_rows(rows, self.columns, self._release, self.account)
+
+    def _id_in(self, line, cells) -> int:
+        """The id of a line that is no row; 0 where it cannot be told."""
+        cells = cells or line.decode("utf-8", "replace").split(self._delimiter)
+        return id_of(cells[self._id_place]) if len(cells) > self._id_place else 0
 
     def _fault_of(self, cells) -> str:
         """Why the cells of a line are not a row, "" where they are one."""

@@ -210,7 +210,7 @@ class Account:
                 "were printed, not stored ('...' stands for numbers that are gone): write each "
                 "array with all its numbers, e.g. by json.dumps(array.tolist())"
             )
-        if found and found > 1:
+        if found and found not in (1, column.length):
             return (
                 f"have another length: {found} numbers, expected {column.length} of "
                 f"{self.release.title}; give --release where they are of another one"

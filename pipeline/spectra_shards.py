@@ -6,12 +6,12 @@ sorted into shards by their ids.
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipeline.errors import ShardError
-from pipeline.provenance import provenance
 from pipeline.read import ShardReader
 from pipeline.row_store import folder_beside
 from pipeline.run import collect_failure
@@ -22,7 +22,6 @@ from pipeline.spectra_merge import NAMED_IDS, Gathered, edges_of, fids_of
 from pipeline.spectra_plan import MOST_NAMED, OtherReleaseError, checked_tables
 from pipeline.spectra_tables import spectra_in
 from pipeline.write import ShardWriter
-from xp_utils import sampled_columns
 
 SORTED = "sorted_by_id"  # attribute of shards that were made of other files than bulk files
 
@@ -65,7 +64,7 @@ def read_others(files, release, log, folder) -> Others:
     good = []
     for path in files:
         n_before = len(others.gathered.inputs)
-        with collect_failure(path, others.failed, log):
+        with collect_failure(path.name, others.failed, log):
             with faults_of(path), contextlib.closing(spectra_in(path, release)) as sources:
                 for source in sources:
                     others.files.append(path)
@@ -73,7 +72,10 @@ def read_others(files, release, log, folder) -> Others:
                     tables = checked_tables(source.tables(), source.account)
                     others.gathered.add(tables, source.account.path)
                     report(source, log)
-            good += range(n_before, len(others.gathered.inputs))
+            added = range(n_before, len(others.gathered.inputs))
+            if not np.isin(others.gathered.origin, added).any():
+                raise ShardError(f"{path}: no source in it; give files of spectra alone")
+            good += added
     use = np.isin(others.gathered.origin, good)
     others.fid = np.where(use, "?", "").astype(object)
     return others
@@ -132,20 +134,31 @@ def write_tables(tables, output, datasets, made_by, account) -> int:
     return start
 
 
-def sampled(tables, basis):
-    """Tables of coefficients -> tables of what flux vectors take of them."""
-    for table in tables:
-        try:
-            yield {"source_id": table["source_id"], **sampled_columns(table, basis)}
-        except ValueError as error:  # a basis id or a shape
-            raise OtherReleaseError(f"{error}; give its --release") from error
+@dataclass(frozen=True)
+class Form:
+    """What a shard holds. kind: a key of `schema.FILES`; make(table): its table of one of
+    coefficients, None: that itself; attributes: of the shard."""
+
+    kind: str = "xp"
+    make: Callable | None = None
+    attributes: dict = field(default_factory=dict)
+
+    def datasets(self, columns, release):
+        """The `schema.Datasets` of a shard, whose spectra come with some columns."""
+        datasets = resolved(self.kind, Layout(release))
+        return datasets.only(columns) if self.make is None else datasets
+
+    def tables(self, tables):
+        """Tables of coefficients in this form."""
+        for table in tables:
+            try:
+                made = table if self.make is None else self.make(table)
+            except ValueError as error:  # a basis id or a shape
+                raise OtherReleaseError(f"{error}; give its --release") from error
+            yield {"source_id": table["source_id"], **made}
 
 
-def _of_form(tables, columns, release, basis):
-    """Tables and datasets of a shard: of coefficients or, with a basis, sampled; and attributes."""
-    if basis is None:
-        return tables, resolved("xp", Layout(release)).only(columns), {}
-    return sampled(tables, basis), resolved("sampled", Layout(release)), {"xp_basis": basis.source}
+WHOLE = Form()
 
 
 def warn_of_others(ids, fid, release, log):
@@ -161,7 +174,7 @@ def warn_of_others(ids, fid, release, log):
         )  # fmt: skip
 
 
-def stream(path, fid, output, release, log, made_by, basis=None) -> dict:
+def stream(path, fid, output, release, log, made_by, form=WHOLE) -> dict:
     """One bulk file to one shard, row for row; counters for the log.
 
     Raises NotOneTableError where that cannot be, ShardError for every fault of the file.
@@ -169,20 +182,20 @@ def stream(path, fid, output, release, log, made_by, basis=None) -> dict:
     with faults_of(path), contextlib.closing(spectra_in(path, release)) as sources:
         source = next(sources)
         tables = checked_tables(source.tables(), source.account)
-        tables, datasets, said = _of_form(tables, source.columns, release, basis)
 
         def account(ids):
             if len(np.unique(ids)) < len(ids) or next(sources, None) is not None:
                 raise NotOneTableError
             warn_of_others(ids, fid, release, log)
             report(source, log)
-            return source.account.attributes() | said
+            return source.account.attributes() | form.attributes
 
-        n_rows = write_tables(tables, output, datasets, made_by, account)
+        datasets = form.datasets(source.columns, release)
+        n_rows = write_tables(form.tables(tables), output, datasets, made_by, account)
     return {"stars": n_rows, **source.account.counters()}
 
 
-def put_together(gathered, rows, accounts, output, log, made_by, basis=None, **said) -> dict:
+def put_together(gathered, rows, accounts, output, log, made_by, form=WHOLE, **said) -> dict:
     """Rows of a `Gathered` to one shard, each source once; counters for the log.
 
     accounts: what is odd in their inputs. ShardError where a source has two spectra.
@@ -200,12 +213,13 @@ def put_together(gathered, rows, accounts, output, log, made_by, basis=None, **s
     release, attrs = accounts[0].release, [one.attributes() for one in accounts]
     for name in attrs[0]:
         said[name] = "; ".join(filter(None, (one[name] for one in attrs)))[: 20 * MOST_NAMED]
-    tables, datasets, of_form = _of_form(gathered.tables(rows), gathered.columns(), release, basis)
-    n_rows = write_tables(tables, output, datasets, made_by, lambda ids: said | of_form)
+    tables, datasets = gathered.tables(rows), form.datasets(gathered.columns(), release)
+    said |= form.attributes
+    n_rows = write_tables(form.tables(tables), output, datasets, made_by, lambda ids: said)
     return {"stars": n_rows, "repeats dropped": len(repeated)}
 
 
-def put_files_together(files, others, fid, output, release, log, made_by, basis=None) -> dict:
+def put_files_together(files, others, fid, output, release, log, made_by, form=WHOLE) -> dict:
     """The sources of several files of a shard, and of the `Others` (or None) in it, to one shard.
 
     As `put_together`. The order is the file's, where it is one, else by id.
@@ -230,11 +244,11 @@ def put_files_together(files, others, fid, output, release, log, made_by, basis=
     if len(gathered.inputs) > 1:
         rows = rows[np.argsort(gathered.ids, kind="stable")]
     warn_of_others(gathered.ids, fid, release, log)
-    found = put_together(gathered, rows, accounts, output, log, made_by, basis)
+    found = put_together(gathered, rows, accounts, output, log, made_by, form)
     return found | {name: sum(one[name] for one in counters) for name in counters[0]}
 
 
-def put_others_together(others, fid, output, log, made_by, basis=None, overwrite=False) -> dict:
+def put_others_together(others, fid, output, log, made_by, form=WHOLE, overwrite=False) -> dict:
     """The `Others` of a shard that has no bulk file, by ascending id. As `put_together`.
 
     ShardError where the shard is there and has sources that are in no file given now.
@@ -242,35 +256,33 @@ def put_others_together(others, fid, output, log, made_by, basis=None, overwrite
     rows = others.rows(fid)
     rows = rows[np.argsort(others.gathered.ids[rows], kind="stable")]
     ids = others.gathered.ids[rows]
-    if output.exists() and not overwrite:
-        with contextlib.suppress(ShardError), ShardReader(output, "source_id") as reader:
-            gone = np.setdiff1d(reader.source_id(), ids)
-            if len(gone):
-                raise LostSourcesError(
-                    f"{output}: holds {len(gone)} sources that are in none of the files given now, "
-                    f"e.g. {gone[0]}: give all files, or --overwrite to do without them"
-                )
+    gone = np.setdiff1d(_ids_in(output), ids)
+    if len(gone) and not overwrite:
+        raise ShardError(
+            f"{output}: holds {len(gone)} sources that are in none of the files given now, e.g. "
+            f"{gone[0]}: give all files, or --overwrite to do without them"
+        )
     origins = np.unique(others.gathered.origin[rows])
     accounts = [others.accounts[i] for i in origins]
     return put_together(
-        others.gathered, rows, accounts, output, log, made_by, basis, **{SORTED: True}
+        others.gathered, rows, accounts, output, log, made_by, form, **{SORTED: True}
     )
 
 
-class LostSourcesError(Exception):
-    """Making a shard again would lose sources."""
+def _ids_in(path) -> np.ndarray:
+    """Ids of a shard; none where it is not there or damaged."""
+    with contextlib.suppress(ShardError), ShardReader(path, "source_id") as reader:
+        return reader.source_id()
+    return np.empty(0, np.int64)
 
 
-def convert(files, output, release, log, argv=None, basis=None, others=None, fid=None, script=""):
+def convert(files, output, release, log, made_by, form=WHOLE, others=None, fid=None) -> dict:
     """Make one shard of its bulk files and of the `Others` in it (None: none); its counters.
 
-    basis: `XPBasis` with which the spectra are sampled; None: their coefficients are kept. Raises
-    ShardError for every fault of a file.
+    Raises ShardError for every fault of a file.
     """
-    more = [] if others is None else others.files_of(fid)
-    others = others if more else None
-    made_by = provenance(script, argv, [*files, *more], release)
+    others = others if others is not None and len(others.rows(fid)) else None
     if len(files) == 1 and others is None:
         with contextlib.suppress(NotOneTableError):
-            return stream(files[0], fid, output, release, log, made_by, basis)
-    return put_files_together(files, others, fid, output, release, log, made_by, basis)
+            return stream(files[0], fid, output, release, log, made_by, form)
+    return put_files_together(files, others, fid, output, release, log, made_by, form)

@@ -44,7 +44,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import csv_rows, spectra_files
-from pipeline.errors import ShardError, UsageError
+from pipeline.errors import UsageError
 from pipeline.provenance import provenance
 from pipeline.row_store import folder_beside
 from pipeline.run import run_shards, setup_logging, usage_exit
@@ -59,13 +59,14 @@ from pipeline.select import (
 )
 from pipeline.spectra_merge import require_apart
 from pipeline.spectra_shards import (
-    LostSourcesError,
+    Form,
     convert,
     put_others_together,
     read_others,
     sort_into_shards,
 )
 from pipeline.xp_basis import load_xp_basis
+from xp_utils import sampled_columns
 
 SCRIPT = "convert_xp_csv"
 
@@ -128,17 +129,12 @@ def find_others(args, bulk, files, log):
     return others
 
 
-def make_shard(fid, output, log, args, argv, bulk, others, basis) -> dict:
-    """One shard of all its inputs; counters for the log."""
-    if fid in bulk:
-        return convert(
-            bulk[fid], output, args.release, log, argv, basis, others, fid, script=SCRIPT
-        )
-    made_by = provenance(SCRIPT, argv, others.files_of(fid), args.release)
-    try:
-        return put_others_together(others, fid, output, log, made_by, basis, args.overwrite)
-    except LostSourcesError as error:
-        raise ShardError(str(error)) from error
+def form_of(args) -> Form:
+    """What the shards hold: coefficients or, with --sampled, what is made of them."""
+    if not args.sampled:
+        return Form()
+    basis = load_xp_basis(args.release)
+    return Form("sampled", lambda table: sampled_columns(table, basis), {"xp_basis": basis.source})
 
 
 @usage_exit
@@ -151,24 +147,31 @@ def main(argv=None) -> int:
     others = find_others(args, bulk, files, log)
     found = set(bulk) | (set(others.fid) - {""} if others else set())
     require_apart(found | set(list_fids(args.data_dir, "xp")))
-    basis = load_xp_basis(args.release) if args.sampled else None
+    form = form_of(args)
+
+    def inputs_of(fid):
+        return [*bulk.get(fid, ()), *(others.files_of(fid) if others else ())]
+
+    def make(fid, output, log):
+        made_by = provenance(SCRIPT, argv, inputs_of(fid), args.release)
+        if fid in bulk:
+            return convert(bulk[fid], output, args.release, log, made_by, form, others, fid)
+        return put_others_together(others, fid, output, log, made_by, form, args.overwrite)
+
     status = run_shards(
         SCRIPT,
         args,
         chosen_fids(args, found),
-        inputs_of=lambda fid: [*bulk.get(fid, ()), *(others.files_of(fid) if others else ())],
+        inputs_of=inputs_of,
         output_of=lambda fid: output_path(args.data_dir, "xp", fid),
-        process=lambda fid, output, log: make_shard(
-            fid, output, log, args, argv, bulk, others, basis
-        ),
+        process=make,
         log=log,
-        kind="sampled" if args.sampled else "xp",
+        kind=form.kind,
     )
-    if not (others and others.failed):
-        return status
-    for name, why in others.failed.items():
-        log.error("failed: %s: %s", name, why)
-    return status or 1
+    if others and others.failed:
+        log.error("%s: failed beside: %s", SCRIPT, ", ".join(map(str, others.failed)))
+        return status or 1
+    return status
 
 
 if __name__ == "__main__":
