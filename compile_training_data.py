@@ -454,6 +454,7 @@ def main(argv=None) -> int:
         return compile_set(work, argv, by_shard, paths)
     except ShardError as error:  # not of one shard: the output cannot be written
         log.error("%s", error)
+        print(account(table, EXCEPTIONS))
         return 1
 
 

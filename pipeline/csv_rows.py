@@ -71,7 +71,7 @@ def records(file, number, is_row, path):
     ahead = deque()  # lines that were looked at already
     while line := ahead.popleft() if ahead else file.readline():
         n_lines = 1
-        if line.count(b'"') % 2:
+        if ends_within_quotes(line):
             lines = _lines_of_row(line, ahead, file, is_row)
             n_lines, line = len(lines), b"".join(lines)
         if not line.endswith(b"\n") and not is_row(line):
@@ -81,6 +81,14 @@ def records(file, number, is_row, path):
         if line.strip():
             yield number, line
         number += n_lines
+
+
+def ends_within_quotes(line) -> bool:
+    """Whether a line has an odd number of quotes; by find, which is faster than count for few."""
+    odd, place = False, line.find(b'"')
+    while place >= 0:
+        odd, place = not odd, line.find(b'"', place + 1)
+    return odd
 
 
 def _lines_of_row(line, ahead, file, is_row) -> list[bytes]:
@@ -93,7 +101,7 @@ def _lines_of_row(line, ahead, file, is_row) -> list[bytes]:
                 break
             ahead.append(following)
         following, looked = ahead[looked], looked + 1
-        whole = following.count(b'"') % 2 == 0
+        whole = not ends_within_quotes(following)
         if whole and is_row(following):
             break
         lines.append(following)

@@ -4,7 +4,10 @@ The form is told by the content, not by the name. Of HDF5 the table is a compoun
 Astropy's `Table.write` makes it, or plain datasets, at the root or in a group.
 """
 
+import contextlib
+import gzip
 import warnings
+import zlib
 from dataclasses import dataclass, field
 
 import h5py
@@ -18,6 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.read import HDF5_ERRORS, ShardReader
 
 HEAD_BYTES = 1024
+HDF5 = b"\x89HDF\r\n"
 MASKS = (".mask", "_mask")  # endings of columns that say where another has no value
 FORMS = "HDF5, FITS, ECSV, Parquet or VOTable"
 
@@ -41,11 +45,13 @@ def read_columns(path, names, release) -> Columns:
     """
     if path.is_dir():
         raise UsageError(f"{path}: a folder; expected a table of labels ({FORMS})")
-    head = b""
-    if path.is_file():
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
+    head = _head(path)
     reader = _reader_of(head)
+    if reader is None and head and not head.startswith(HDF5) and b"\0" not in head:
+        raise UsageError(
+            f"{path}: text that is no table of labels; expected {FORMS} (in Astropy: "
+            "table.write('training_params.h5', path='labels'))"
+        )
     if reader is None:  # HDF5, or no file, or an empty one
         return _from_hdf5(path, names, release)
     try:
@@ -60,10 +66,22 @@ def read_columns(path, names, release) -> Columns:
     return _chosen(path, [_of_astropy(table, names) for table in tables], names)
 
 
+def _head(path) -> bytes:
+    """The first bytes of a file, unpacked; none where it is not there or damaged."""
+    if not path.is_file():
+        return b""
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    if head.startswith(b"\x1f\x8b"):
+        with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(path) as file:
+            return file.read(HEAD_BYTES)
+    return head
+
+
 def _reader_of(head):
     """A function path -> tables, for the first bytes of a file; None for HDF5."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if head.startswith(b"SIMPLE  =") or head.startswith(b"\x1f\x8b"):
+    if head.startswith(b"SIMPLE  ="):
         return _fits_tables
     if text.startswith(b"# %ECSV"):
         return lambda path: [Table.read(path, format="ascii.ecsv")]

@@ -19,7 +19,7 @@ MOST_BAD = 0.05  # share of the cells of a column, where they are more than MOST
 NAMED_ROWS = 5  # of each kind of exception on the terminal
 MOST_NAMED = 500  # ids in an attribute, which holds 64 kB
 SHOWN = 40  # characters of a cell in a message
-ROUNDING = 1e-6  # of correlations, as in pipeline/coefficients.py
+LARGEST = 1 + 1e-6  # of a correlation, rounded; as in pipeline/coefficients.py
 
 
 class OtherReleaseError(Exception):
@@ -115,14 +115,11 @@ def require_release(table, lengths, band, release):
 def usable(table, band, release) -> np.ndarray:
     """(n,) bool: the spectrum of a band has all its numbers, possible ones."""
     good = table[f"{band}_n_parameters"] == release.spectra.bands[band].n_coefficients
-    with np.errstate(over="ignore", invalid="ignore"):
-        for name in release.spectra.array_columns:
-            good &= np.isfinite(table[f"{band}_{name}"].sum(1, dtype=float))
-        if f"{band}_coefficient_errors" in table:
-            good &= table[f"{band}_coefficient_errors"].min(1) > 0
-            correlations = table[f"{band}_coefficient_correlations"]
-            good &= correlations.max(1) <= 1 + ROUNDING
-            good &= correlations.min(1) >= -1 - ROUNDING
+    most = {"coefficient_errors": (0, np.inf), "coefficient_correlations": (-LARGEST, LARGEST)}
+    for name in release.spectra.array_columns:
+        array = table[f"{band}_{name}"]
+        low, high = most.get(name, (-np.inf, np.inf))
+        good &= (array.min(1) > low) & (array.max(1) < high)  # NaN is neither
     return good
 
 
@@ -164,7 +161,9 @@ class Account:
         ids = table["source_id"]
         self.n_rows += len(ids)
         for band in XP_BANDS:
-            there = ~np.isnan(table[f"{band}_coefficients"][:, 0])
+            coefficients = table[f"{band}_coefficients"]
+            # Where all are the same number, that stands for "missing".
+            there = ~np.isnan(coefficients[:, 0]) & (coefficients != coefficients[:, :1]).any(1)
             self.given[band] += int(there.sum())
             lost = there & ~usable(table, band, self.release)
             if lost.any():

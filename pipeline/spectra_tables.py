@@ -155,6 +155,13 @@ class Hdf5Spectra(_Columns):
         found = self._content if compound else self._content[place] if place else ()
         self._n_rows = len(found)
         super().__init__(name, release)
+        for column in self.columns.values():
+            their = self._names[column.place]
+            if not compound and self._content[their].shape[:1] != (self._n_rows,):
+                raise ShardError(
+                    f"{name}: {their} has the shape {self._content[their].shape}, but there are "
+                    f"{self._n_rows} ids: write a row for each"
+                )
 
     def _column(self, name, start, stop):
         try:

@@ -1,5 +1,6 @@
 """Labels as people have them: any form, masks, sentinels and units, each told apart."""
 
+import gzip
 import importlib.util
 
 import h5py
@@ -102,6 +103,21 @@ def test_a_damaged_table_of_any_form_is_one_clear_line(data_dir, sky, capsys, fo
     shown = capsys.readouterr().err
     assert "labels.h5" in shown
     assert len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", ["FITS", "ECSV", "VOTable"])
+def test_a_compressed_table_of_labels_is_read(data_dir, sky, form):
+    path = data_dir / "labels.h5"
+    FORMS[form](path, Table(make_labels(sky)))
+    path.write_bytes(gzip.compress(path.read_bytes(), 1))
+    assert run(data_dir) == 0
+    assert len(result(data_dir)["flux"]) == 36
+
+
+def test_text_that_is_no_table_of_labels_is_told_what_is(data_dir, capsys):
+    (data_dir / "labels.h5").write_text("gdr3_source_id,teff\n1,2\n")
+    assert run(data_dir) == 2
+    assert "text that is no table of labels; expected HDF5, FITS, ECSV" in capsys.readouterr().err
 
 
 def test_two_tables_of_labels_in_one_file_are_refused(data_dir, sky, capsys):

@@ -151,6 +151,16 @@ def test_the_inputs_may_not_be_where_the_shards_are_written(tmp_path, capsys):
     assert "is where the shards are written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["csv", "fits", "zip"])
+def test_sampled_shards_are_the_same_of_every_form(tmp_path, form):
+    table = two_bands()
+    write_csv(tmp_path / "in", csv_lines(table))
+    FORMS[form](tmp_path / f"spectra.{form}", table)
+    for way, path in (("a", tmp_path / "in"), ("b", tmp_path / f"spectra.{form}")):
+        assert convert(tmp_path / way, path, "--sampled") == 0
+    assert_equal_tables(read(tmp_path / "b")[0], read(tmp_path / "a")[0])
+
+
 # ---- sorting ---------------------------------------------------------------------------------
 
 

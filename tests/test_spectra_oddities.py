@@ -277,3 +277,25 @@ def test_a_damaged_hdf5_file_fails_clearly(tmp_path, capsys):
             file[name] = column
     path.write_bytes(path.read_bytes()[:20_000])
     refused(path, tmp_path, capsys, "truncated or damaged", "fetch it again")
+
+
+def test_columns_of_another_number_of_rows_are_refused(tmp_path, capsys):
+    path = tmp_path / f"XpContinuousMeanSpectrum_{FID}.hdf5"
+    with h5py.File(path, "w") as file:
+        for name, column in spectra(3).items():
+            file[name] = column[:2] if name == "rp_coefficients" else column
+    refused(path, tmp_path, capsys, "rp_coefficients has the shape (2, 55), but there are 3 ids")
+
+
+@pytest.mark.parametrize("fill", [0.0, -9999.0])
+def test_a_missing_band_filled_with_one_number_is_missing_not_a_form_that_is_wrong(tmp_path, fill):
+    table = spectra(1)
+    for name, column in table.items():
+        if name.startswith("bp_"):
+            column[:] = fill if column.ndim > 1 else 0
+    path = tmp_path / f"XpContinuousMeanSpectrum_{FID}.hdf5"
+    with h5py.File(path, "w") as file:
+        for name, column in table.items():
+            file[name] = column
+    assert convert(path, tmp_path / "data") == 0
+    assert read(tmp_path / "data")[0]["bp_n_parameters"].tolist() == [0]
