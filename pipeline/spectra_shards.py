@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.errors import ShardError
 from pipeline.read import ShardReader
 from pipeline.row_store import folder_beside
-from pipeline.run import collect_failure
+from pipeline.run import collect_failure, progress
 from pipeline.schema import Layout, resolved
 from pipeline.select import list_fids, shard_path
 from pipeline.spectra_files import faults_of
@@ -62,7 +62,7 @@ def read_others(files, release, log, folder) -> Others:
     """Read all files without a fid; those that fail are logged and left out as a whole."""
     others = Others(Gathered(release, folder))
     good = []
-    for path in files:
+    for path in progress(files, "reading", unit="file"):
         n_before = len(others.gathered.inputs)
         with collect_failure(path.name, others.failed, log):
             with faults_of(path), contextlib.closing(spectra_in(path, release)) as sources:

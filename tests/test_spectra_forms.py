@@ -249,6 +249,12 @@ def test_sources_in_the_range_of_a_shard_of_other_files_are_refused_by_name(tmp_
     assert convert(tmp_path / "data", tmp_path / "more.csv", path) == 0
 
 
+def test_sources_outside_the_pixels_of_a_files_name_are_told(tmp_path, capsys):
+    path = write_csv(tmp_path / "in", csv_lines(two_bands(4)), "786430-786431")
+    assert convert(tmp_path / "data", path) == 0
+    assert "4 of 4 sources are not in the pixels" in capsys.readouterr().err
+
+
 # ---- repeats ---------------------------------------------------------------------------------
 
 
