@@ -15,9 +15,9 @@ import numpy as np
 from pipeline.cells import parse_arrays, parse_numbers
 from pipeline.errors import ShardError
 from pipeline.schema import XP_BANDS
+from pipeline.spectra_account import Account
 from pipeline.spectra_files import read_to_end
 from pipeline.spectra_plan import (
-    Account,
     OtherReleaseError,
     fault_of_id,
     id_of,

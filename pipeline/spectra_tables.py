@@ -16,8 +16,9 @@ from pipeline.csv_rows import CsvSpectra
 from pipeline.errors import ShardError
 from pipeline.read import HDF5_ERRORS
 from pipeline.schema import XP_BANDS
+from pipeline.spectra_account import Account
 from pipeline.spectra_files import parts, read_to_end, seekable
-from pipeline.spectra_plan import Account, fault_of_id, id_of, plan_columns, require_release
+from pipeline.spectra_plan import fault_of_id, id_of, plan_columns, require_release
 
 CHUNK_ROWS = 768
 

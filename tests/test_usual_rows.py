@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_convert_xp_csv import FID, REAL, convert, csv_lines, read, spectra, write_csv
 
-from pipeline import csv_rows, spectra_files, spectra_plan, usual_rows
+from pipeline import csv_rows, spectra_account, spectra_files, spectra_plan, usual_rows
 from pipeline.schema import load_release
 from pipeline.select import shard_path
 
@@ -114,7 +114,7 @@ def test_numbers_beside_the_arrays_round_as_the_careful_way_has_them(word):
     with np.errstate(over="ignore"):
         found, (parsed,) = usual_rows.UsualRows(plan(), N_CELLS).parse([line])
         cells = csv_rows.split_cells(line)
-        account = spectra_plan.Account(FILE, plan(), RELEASE)
+        account = spectra_account.Account(FILE, plan(), RELEASE)
         expected = csv_rows.parse_rows([cells], plan(), RELEASE, account)
     assert parsed == is_json(word)
     if parsed:
@@ -185,7 +185,7 @@ ODD = {
 @pytest.mark.parametrize("chunk", [1, 3, 512])
 def test_odd_rows_among_good_ones_are_the_same_both_ways(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(csv_rows, "CHUNK_ROWS", chunk)
-    monkeypatch.setattr(spectra_plan, "MOST_UNUSABLE", len(ODD))
+    monkeypatch.setattr(spectra_account, "MOST_UNUSABLE", len(ODD))
     lines = csv_lines(spectra(2 * len(ODD)))
     for i, change in enumerate(ODD.values()):
         lines[-2 * i - 1] = change(lines[-2 * i - 1], first_array(lines[-2 * i - 1]))

@@ -58,12 +58,11 @@ from pipeline.select import (
     step_parser,
 )
 from pipeline.spectra_merge import require_apart
+from pipeline.spectra_others import read_others, sort_into_shards
 from pipeline.spectra_shards import (
     Form,
     convert,
     put_others_together,
-    read_others,
-    sort_into_shards,
 )
 from pipeline.xp_basis import load_xp_basis
 from xp_utils import sampled_columns
