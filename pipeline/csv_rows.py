@@ -31,6 +31,7 @@ CHUNK_ROWS = 768  # 30 MB of text, 10 MB of numbers
 FIELD_BYTES = 1 << 20  # longest cell; the correlations of a band take 20 kB
 MOST_LINES = 10_000  # of one row
 DELIMITERS = (",", "\t", ";", "|", " ")
+CLOSING = b"])}"
 BOM = "\ufeff"
 DELIMITER_WORDS = re.compile(r"#\s*delimiter:\s*['\"]?(.)['\"]?")
 
@@ -71,7 +72,8 @@ def records(file, number, is_row, path):
     ahead = deque()  # lines that were looked at already
     while line := ahead.popleft() if ahead else file.readline():
         n_lines = 1
-        if ends_within_quotes(line):
+        last = line.rfind(b'"')  # of most rows it closes an array, and they are whole
+        if last >= 0 and line[last - 1] not in CLOSING and ends_within_quotes(line):
             lines = _lines_of_row(line, ahead, file, is_row)
             n_lines, line = len(lines), b"".join(lines)
         if not line.endswith(b"\n") and not is_row(line):

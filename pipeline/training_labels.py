@@ -77,10 +77,13 @@ def _texts(value) -> list[str]:
 
 
 def _described(words) -> list | None:
-    """The labels that a table's attributes describe, None where it names none."""
-    if "label_names" not in words:
+    """The labels that a table's attributes describe, None where it names none.
+
+    Units without names are those of the usual labels.
+    """
+    if not {"label_names", "label_units"} & set(words):
         return None
-    names = _texts(words["label_names"])
+    names = _texts(words.get("label_names", DEFAULT_LABELS.texts("name")))
     columns = {"unit": _texts(words["label_units"])} if "label_units" in words else {}
     for key in ("scale", "tolerance"):
         if f"label_{key}s" in words:

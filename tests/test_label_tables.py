@@ -183,6 +183,13 @@ def test_two_surveys_put_together_in_K_and_kK_are_refused(data_dir, sky, capsys)
     assert "6 of 36 values of Teff" in capsys.readouterr().err
 
 
+def test_units_without_names_are_those_of_the_usual_labels(data_dir, sky, capsys):
+    labels = make_labels(sky)
+    assert run(data_dir, labels=labels, label_units=["kK", "dex", "dex"]) == 0
+    assert run(data_dir, labels=labels, label_units=["K", "dex", "dex"]) == 2
+    assert "'teff' is in K, expected kK" in capsys.readouterr().err
+
+
 def test_errors_in_K_are_refused_with_what_to_do(data_dir, sky, capsys):
     labels = make_labels(sky)
     labels["params_err"][:, 0] *= 1000
