@@ -4,11 +4,12 @@
     python compile_training_data.py --stellar-params training_params.h5 --output training_data.h5
     python compile_training_data.py ... --labels teff feh logg alpha_m
 
-Reads the labels (HDF5, an Astropy Table or plain datasets: the id column (N,), `params_est` (N,K),
-`params_err` (N,K), K >= 2) and, of DATA_DIR, the shards of the spectra, metadata, photometry and
-reddening whose range of sky holds a labelled star. What the labels are is said by --labels, else
-by attributes of the table (in Astropy: its `meta`), `label_names`, and where needed `label_units`,
-`label_scales`, `label_tolerances`; three labels without names are Teff (kK), [Fe/H], log g.
+Reads the labels (HDF5, also in a group, FITS, ECSV, Parquet, VOTable: the id column (N,),
+`params_est` (N,K), `params_err` (N,K), K >= 2; masked values are missing) and, of DATA_DIR, the
+shards of the spectra, metadata, photometry and reddening whose range of sky holds a labelled star.
+What the labels are is said by --labels, else by attributes of the table (in Astropy: its `meta`),
+`label_names`, and where needed `label_units`, `label_scales`, `label_tolerances`; three labels
+without names are Teff (kK), [Fe/H], log g.
 
 Keeps stars with parallax / parallax_error > 3 and fidelity_v2 > 0.5, and labels that are possible.
 The log, `training_data.log` beside the output, accounts for every label; its table is printed at
@@ -106,7 +107,7 @@ def _label(text):
 
 def parse_args(argv=None):
     parser, known = step_parser(__doc__, "training"), KNOWN_LABELS.values()
-    parser.add_argument("--stellar-params", type=Path, required=True, help="labels (HDF5)")
+    parser.add_argument("--stellar-params", type=Path, required=True, help="table of labels")
     parser.add_argument("--output", type=Path, required=True, help="training set (HDF5)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: %(default)s")
     parser.add_argument(
@@ -421,6 +422,7 @@ def is_done(args, paths, labels, log) -> bool:
             reader.require_release(args.release)
             if reader.attributes("stellar_type").get("labels") == labels.to_json():
                 log.info("%s is already complete", args.output, extra={"summary": True})
+                print(reader.attrs.get("accounting", ""))
                 return True
         log.warning("the output is made again: its labels were others")
     elif state.status is not Status.ABSENT:
@@ -452,6 +454,7 @@ def main(argv=None) -> int:
         return compile_set(work, argv, by_shard, paths)
     except ShardError as error:  # not of one shard: the output cannot be written
         log.error("%s", error)
+        print(account(table, EXCEPTIONS))
         return 1
 
 

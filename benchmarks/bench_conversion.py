@@ -22,12 +22,12 @@ from unittest import mock
 import common  # sets one thread, before NumPy is loaded
 import numpy as np
 
+from pipeline import csv_rows, spectra_files, spectra_shards
 from pipeline.errors import ShardError
 from pipeline.read import ShardReader
 from pipeline.schema import XP_BANDS, load_release
 from pipeline.usual_rows import UsualRows
 from pipeline.write import ShardWriter
-from tools import convert_xp_csv
 
 FID = "000000-003111"
 WITHOUT_BP = 997  # one star in so many
@@ -111,11 +111,11 @@ def write_csv(path, table):
 # ---- the two ways ----------------------------------------------------------------------------
 
 WAYS = {
-    "careful": {"igzip": None, "has_usual_rows": lambda: False},
-    "fast": {"has_usual_rows": lambda: True},
+    "careful": (None, lambda: False),
+    "fast": (spectra_files.igzip, lambda: True),
 }
 PARTS = {
-    "parse": ((UsualRows, "parse"), (convert_xp_csv.TableReader, "_careful")),
+    "parse": ((UsualRows, "parse"), (csv_rows.CsvSpectra, "_careful")),
     "write": ((ShardWriter, "write_table"), (ShardWriter, "_finish")),
 }
 
@@ -128,9 +128,13 @@ def convert(way, path, output):
     for part, functions in PARTS.items():
         for owner, name in functions:
             watch.wrap(owner, name, part)
-    with mock.patch.multiple(convert_xp_csv, **WAYS[way]):
+    igzip, has_usual_rows = WAYS[way]
+    with (
+        mock.patch.object(spectra_files, "igzip", igzip),
+        mock.patch.object(csv_rows, "has_usual_rows", has_usual_rows),
+    ):
         start = time.process_time()
-        convert_xp_csv.convert(path, output, log, load_release(), [])
+        spectra_shards.convert([path], output, load_release(), log, {}, fid=FID)
         total = time.process_time() - start
     watch.unwrap()
     rest = total - sum(watch.seconds.values())

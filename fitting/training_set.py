@@ -154,6 +154,16 @@ def training_data_problem(table, wavelengths, layout):
         if bad.any():
             words = "finite and positive" if positive else "finite"
             return f"{name} is not {words} for {bad.sum()} of {n} stars, e.g. row {bad.argmax()}"
+    low, high = layout.labels.array("possible").T
+    bad = (table["stellar_type"] < low) | (table["stellar_type"] > high)
+    for k, label in enumerate(layout.labels):
+        if bad[:, k].any():
+            row = bad[:, k].argmax()
+            return (
+                f"{label.title} of stellar_type is outside of {low[k]:g} to {high[k]:g} "
+                f"{label.unit} for {bad[:, k].sum()} of {n} stars, e.g. row {row}: "
+                f"{table['stellar_type'][row, k]:g}"
+            )
     alike = (table["stellar_type"] == table["stellar_type"][:1]).all(0)
     if n > 1 and alike.any():
         names = [x.title for x, same in zip(layout.labels, alike, strict=True) if same]

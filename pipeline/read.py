@@ -90,6 +90,14 @@ class ShardReader:
         """The HDF5 object of a dataset, by our name or by a path within the file."""
         return self._items[name] if name in self._items else self._file[name]
 
+    def item(self, name):
+        """The HDF5 object at a path within the file."""
+        return self._file[name]
+
+    def visit(self, look):
+        """Call look(path, HDF5 object) for all that is in the file, groups within groups too."""
+        self._file.visititems(look)
+
     def _require(self, name):
         if not self.has(name):
             found = ", ".join(self.columns) or "none"

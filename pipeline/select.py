@@ -13,20 +13,31 @@ from pathlib import Path
 from pipeline.errors import ShardError, UsageError
 from pipeline.schema import COSTS, DEFAULT_RELEASE, FILES, KINDS, describe, load_release
 
+PARTS = "XPFWD_PARTS"  # variable of the environment: as --parts
 FID_PATTERN = re.compile(r"\d{6}-\d{6}")
 
 
-def shard_path(data_dir, kind, fid) -> Path:
-    """Path of shard `fid` of a kind (a key of KINDS)."""
+def output_path(data_dir, kind, fid) -> Path:
+    """Path under which shard `fid` of a kind (a key of KINDS) is written."""
     return Path(data_dir) / KINDS[kind].folder / f"{KINDS[kind].prefix}_{fid}.h5"
+
+
+def shard_path(data_dir, kind, fid) -> Path:
+    """Path of shard `fid` of a kind: as it is written or, of what others made, with .hdf5."""
+    path = output_path(data_dir, kind, fid)
+    if KINDS[kind].foreign and not path.exists():
+        foreign = path.with_suffix(".hdf5")
+        return foreign if foreign.exists() else path
+    return path
 
 
 def list_fids(data_dir, kind) -> list[str]:
     """Sorted fids present in the folder of a kind; temporary and foreign names are ignored."""
-    pattern = re.compile(rf"{KINDS[kind].prefix}_({FID_PATTERN.pattern})\.h5")
+    ending = r"\.(?:h5|hdf5)" if KINDS[kind].foreign else r"\.h5"
+    pattern = re.compile(rf"{KINDS[kind].prefix}_({FID_PATTERN.pattern}){ending}")
     folder = Path(data_dir) / KINDS[kind].folder
     names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(match[1] for match in map(pattern.fullmatch, names) if match)
+    return sorted({match[1] for match in map(pattern.fullmatch, names) if match})
 
 
 def input_paths(data_dir, fid, kinds) -> list[Path]:
@@ -104,7 +115,13 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=int,
         metavar=("N", "K"),
-        help="handle the K-th (from 0) of N parts; default: the Slurm array task, if any",
+        help="handle the K-th (from 0) of N parts; in a Slurm array --parts N does",
+    )
+    parser.add_argument(
+        "--parts",
+        type=int,
+        metavar="N",
+        help=f"number of parts in a Slurm array, whose tasks do a part each (default: ${PARTS})",
     )
     parser.add_argument("--shards", nargs="+", metavar="FID", help="handle only these shards")
     parser.add_argument("--overwrite", action="store_true", help="make finished shards again")
@@ -119,15 +136,24 @@ def partition_of(fid: str, n: int) -> int:
 def chosen_partition(args) -> tuple[int, int] | None:
     """(N, K) of --partition, else of the Slurm array task, else None; UsageError where invalid.
 
-    Slurm arrays may start at 1 (`SLURM_ARRAY_TASK_MIN`).
+    In a Slurm array N is given by --parts or PARTS, never taken from the array: an array of those
+    tasks that failed is to do their parts. K is the task's number, modulo N where it starts at 1.
     """
-    source = "--partition"
-    part = getattr(args, "partition", None)
-    if part is None and {"SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_ID"} <= os.environ.keys():
+    source, part = "--partition", getattr(args, "partition", None)
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if part is None and task is not None:
         source = "the Slurm array task"
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
-        task = int(os.environ["SLURM_ARRAY_TASK_ID"])
-        part = int(os.environ["SLURM_ARRAY_TASK_COUNT"]), task - first
+        given = getattr(args, "parts", None) or os.environ.get(PARTS)
+        if given is None:
+            raise UsageError(
+                f"this is task {task} of a Slurm array: give --parts N (or set {PARTS}), the "
+                "number of parts in all, which stays the same where only some tasks are run again"
+            )
+        if not str(given).isdigit() or int(given) < 1 or int(task) > int(given):
+            raise UsageError(
+                f"{source} gives part {task} of {given}: tasks are 0..N-1 or 1..N; give --parts N"
+            )
+        part = int(given), int(task) % int(given)
     if part is None:
         return None
     n, k = part

@@ -11,6 +11,10 @@ from pipeline.tap_jobs import ShardJobs
 from pipeline.tap_service import TapService
 
 IDS_PER_QUERY = 2000  # asked for by name in one query: 40 kB of ADQL
+# A range is asked for as a whole where it is expected to hold no more sources with spectra than
+# this, or than this many for each one wanted.
+MOST_IN_RANGE, MOST_FOR_EACH = 500_000, 100
+MEAN_SOURCES = 219e6 / (12 * 4**8)  # with spectra, in a HEALPix pixel of level 8
 TEXT = "S256"  # of the names in TAP_SCHEMA
 
 
@@ -81,17 +85,25 @@ class Question:
     def of_range(self, ids, fid) -> str | None:
         """The query for the ids (n,) that lie in the range of shard `fid`; None where none does.
 
-        Ids that stray out of the file's range would stretch the range over the sky.
+        Ids that stray out of the file's range would stretch the range over the sky. None also where
+        few ids lie in a wide range, of which the archive has many others.
         """
         first, last = (int(pixel) for pixel in fid.split("-"))
         pixels = self.release.pixel(ids)
         inside = ids[(pixels >= first) & (pixels <= last)]
-        if not len(inside):
+        if not len(inside) or self._is_sparse(inside):
             return None
         spectrum = self.release.archive.has_spectrum
         condition = f" AND source.{spectrum}" if spectrum else ""
         source_id = self._of("source", "source_id")
         return self.query(f"{source_id} BETWEEN {inside.min()} AND {inside.max()}{condition}")
+
+    def _is_sparse(self, ids) -> bool:
+        """Whether the range of ids (n,) is expected to hold far more than these."""
+        pixels = self.release.pixel(ids)
+        level_8 = 4.0 ** (8 - self.release.healpix_level)  # of them in a pixel of the release
+        expected = MEAN_SOURCES * level_8 * (pixels.max() - pixels.min() + 1)
+        return expected > max(MOST_IN_RANGE, MOST_FOR_EACH * len(ids))
 
     def by_name(self, ids):
         """Queries for ids (n,), whether or not the archive says that they have spectra."""

@@ -17,6 +17,7 @@ from astroquery.utils.tap import TapPlus
 from astroquery.utils.tap.conn.tapconn import TapConn
 
 from pipeline.errors import ShardError, UsageError
+from pipeline.proxy import connect
 from pipeline.select import number
 
 ROW_LIMIT = 3_000_000  # the Gaia archive's, of anonymous asynchronous jobs
@@ -70,16 +71,15 @@ def add_tap_arguments(parser) -> None:
 
 
 class _Connections:
-    """Opens TapConn's connections, with a time limit: astroquery's own have none."""
+    """Opens TapConn's connections, with a time limit and by way of the proxy that the environment
+    names: astroquery's own have neither."""
 
     def __init__(self, url, timeout):
         self._parts = urlsplit(url)
         self._timeout = timeout
 
     def get_connection(self, ishttps=False, cookie=None, verbose=False):
-        secure = self._parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        return kind(self._parts.hostname, self._parts.port, timeout=self._timeout)
+        return connect(self._parts, self._timeout)
 
     def get_connection_secure(self, verbose=False):
         return self.get_connection()

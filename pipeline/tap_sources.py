@@ -1,6 +1,7 @@
 """The sources of a shard in an archive: what steps 2 and 3 share.
 
-Each shard of spectra is one query for the range of its ids, and one by name for what did not come.
+Each shard of spectra is one query for the range of its ids, and one by name for what did not come;
+few ids in a wide range are asked for by name at once.
 """
 
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Sources:
 def fetch_sources(jobs: ShardJobs, question: Question, ids, fid) -> Sources:
     """Ask for the range of a shard, then by name for the ids (n,) that did not come; see Sources.
 
+    Where the range is wide for so few ids, by name alone.
     ShardError where none of the ids came: the service does not hold this catalogue.
     """
     dtypes = question.dtypes
@@ -63,7 +65,10 @@ def fetch_sources(jobs: ShardJobs, question: Question, ids, fid) -> Sources:
     come = parts[0]["source_id"] if parts else ids[:0]
     again = np.setdiff1d(ids, come)
     if len(again):
-        jobs.log.warning("%s: %d of %d ids did not come; asked again", fid, len(again), len(ids))
+        if first:
+            jobs.log.warning(
+                "%s: %d of %d ids did not come; asked again", fid, len(again), len(ids)
+            )
         parts += [plain_columns(jobs.fetch(query), dtypes) for query in question.by_name(again)]
     table = {name: np.concatenate([part[name] for part in parts]) for name in dtypes}
     wanted = np.isin(table["source_id"], ids)
@@ -75,7 +80,7 @@ def fetch_sources(jobs: ShardJobs, question: Question, ids, fid) -> Sources:
     for start in range(0, len(missing), LOGGED_IDS):
         named = " ".join(map(str, missing[start : start + LOGGED_IDS]))
         jobs.log.warning("%s: not in the archive: %s", fid, named)
-    return Sources(table, missing, len(again), int((~wanted).sum()))
+    return Sources(table, missing, len(again) if first else 0, int((~wanted).sum()))
 
 
 def read_ids(data_dir, fid, release):
@@ -106,8 +111,9 @@ def run_queries(script, args, argv, kind, question, prepare) -> int:
     fids = select_fids(args, "xp")
     if args.dry_run:
         for fid in fids:
-            query = question.of_range(read_ids(args.data_dir, fid, args.release), fid)
-            print(f"-- {fid}\n{query or '--'}")
+            ids = read_ids(args.data_dir, fid, args.release)
+            query = question.of_range(ids, fid)
+            print(f"-- {fid}", *([query] if query else question.by_name(ids)), sep="\n")
         return 0
     log = setup_logging(script, args.log, args)
     service = TapService(args, log)

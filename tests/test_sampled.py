@@ -9,13 +9,13 @@ from test_convert_xp_csv import FID, convert, csv_lines, read, spectra, write_cs
 
 import gen_xp_input_allsources
 import xp_utils
+from pipeline import csv_rows
 from pipeline.read import Needs, ShardReader, aligned_chunks
 from pipeline.schema import load_release, resolved
 from pipeline.schema.flags import InputFlag
 from pipeline.select import shard_path
 from pipeline.tap_sources import read_ids
 from pipeline.write import ShardWriter
-from tools import convert_xp_csv
 
 RELEASE = load_release()
 BASIS = xp_utils.load_xp_basis(RELEASE)
@@ -52,7 +52,7 @@ def step9(data_dir):
 def test_step_9_gives_the_same_of_sampled_spectra_as_of_their_coefficients(
     tmp_path, monkeypatch, csv, chunk
 ):
-    monkeypatch.setattr(convert_xp_csv, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(csv_rows, "CHUNK_ROWS", chunk)
     outputs = []
     for way, options in (("whole", ()), ("sampled", ("--sampled",))):
         assert convert(csv, tmp_path / way, *options) == 0

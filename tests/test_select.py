@@ -24,17 +24,41 @@ def test_every_shard_is_in_exactly_one_part_which_never_moves(tmp_path):
 @pytest.mark.parametrize("first", [0, 1])
 def test_slurm_array_tasks_cover_the_shards_wherever_the_array_starts(tmp_path, monkeypatch, first):
     touch_shards(tmp_path, fid_list(20))
-    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", str(first))
     chosen = []
     for task in range(first, first + 3):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
-        chosen += select.select_fids(arguments(tmp_path), "xp")
+        chosen += select.select_fids(arguments(tmp_path, "--parts", 3), "xp")
     assert sorted(chosen) == fid_list(20)
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(first + 7))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
     with pytest.raises(UsageError, match="part 7 of 3"):
-        select.select_fids(arguments(tmp_path), "xp")
+        select.select_fids(arguments(tmp_path, "--parts", 3), "xp")
     assert select.select_fids(arguments(tmp_path, "--partition", 1, 0), "xp") == fid_list(20)
+
+
+@pytest.mark.parametrize("tasks", ["3,17", "0-19:10"])
+def test_a_task_that_is_run_again_in_a_smaller_array_does_the_part_that_it_did(
+    tmp_path, monkeypatch, tasks
+):
+    touch_shards(tmp_path, fid_list(60))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "17" if tasks == "3,17" else "10")
+    parts = []
+    for count in ("20", "2"):  # of the whole array, and of the smaller one
+        monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", count)
+        monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "0")
+        parts.append(select.select_fids(arguments(tmp_path, "--parts", 20), "xp"))
+    assert parts[0] == parts[1] != []
+    monkeypatch.setenv("XPFWD_PARTS", "20")
+    assert select.select_fids(arguments(tmp_path), "xp") == parts[0]
+
+
+def test_a_slurm_array_without_the_number_of_parts_is_refused_with_what_to_do(
+    tmp_path, monkeypatch
+):
+    touch_shards(tmp_path, fid_list(4))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
+    with pytest.raises(UsageError, match="give --parts N"):
+        select.select_fids(arguments(tmp_path), "xp")
 
 
 def test_only_exact_names_are_shards(tmp_path):

@@ -118,6 +118,7 @@ NEEDED = (*OBSERVED, FINE, *LABELS, *EXTINCTION, G_FLUX)
     [
         *((without(name), f"no dataset {name}") for name in NEEDED),
         (with_value("stellar_type", 7, np.nan), "stellar_type is not finite for 1 of 400 stars"),
+        (with_value("stellar_type", (7, 1), -9999), "[Fe/H] of stellar_type is outside of -8 to 2"),
         (with_value("stellar_type_err", (7, 1), np.nan), "e.g. row 7"),
         (with_value("stellar_type_err", (7, 1), 0.0), "type_err is not finite and positive"),
         (with_value("plx", slice(3, 5), -0.1), "plx is not finite and positive for 2 of 400"),
