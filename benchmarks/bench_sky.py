@@ -9,7 +9,8 @@ difference is what a star costs, the rest what a process costs before its first 
 step the start-up; the CPU time a star; that times the core's peak in multiplying matrices (sgemm),
 which leaves out how fast the machine is; the largest resident size; the size of the output; and
 core-hours and terabytes of the whole sky. Steps 9 and 10 are run without parallaxes, too, and step
-7 of all stars. Steps 2 and 3 wait for the archive and are not run.
+7 of all stars. Steps 2 and 3, which wait for the archive, and 4, whose cost is reading the tiles
+(bench_matching.py), are not run.
 
 --table tables/whole_sky.toml writes the numbers where README's table comes from. The model must
 exist (`make demo`). Takes about five minutes.
@@ -148,7 +149,7 @@ def steps(folder, model, n):
     """The steps to measure, in their order, each ready to be run after those before it."""
     skies, hidden = {}, {}
     for m in (FEW, n):
-        skies[m] = lay_out(folder / f"sky_{m}", m, "--shards", 1, "--tiles")
+        skies[m] = lay_out(folder / f"sky_{m}", m, "--shards", 1)
         hidden[m] = lay_out(folder / f"hidden_{m}", m, "--shards", 1, "--parallax", "none")
 
     def of(words, script, kind, *options, data=skies, everywhere=True):
@@ -168,14 +169,10 @@ def steps(folder, model, n):
         for m, d in skies.items()
     }
     solve = ("xp_opt_allsources.py", "opt_output", "--model", model.resolve(), "--threads", 1)
-    tiles = {m: ("--unwise-dir", d / "unwise_tiles") for m, d in skies.items()}
-    match = of("4 unWISE matches", "match_unwise_gaia.py", "unwise")
-    match.commands = {m: [*c, *tiles[m]] for m, c in match.commands.items()}
     inputs = "gen_xp_input_allsources.py"
     return [
         conversion("1 conversion of the CSV"),
         conversion("1 the same, --sampled", "--sampled", everywhere=False),
-        match,
         of("5 reddening, a small map", "query_reddening_gaia.py", "reddening", "--maps", "bh"),
         Step("7 training set", labelled, training, everywhere=False),
         of("9 inputs", inputs, "opt_input"),

@@ -108,6 +108,22 @@ with quick():
 """
 
 
+def test_shards_at_once_give_the_same_files(demo_model, sky, fids, tmp_path, stand_in):
+    whole = tmp_path / "one after another"
+    shutil.copytree(sky, whole)
+    assert run_inference(whole, demo_model.model) == 0
+    assert run_inference(sky, demo_model.model, "--jobs", 3) == 0
+    for fid in fids:
+        assert_same_datasets(output(whole, fid), output(sky, fid))
+
+
+@pytest.mark.parametrize("option", ["--jobs", "--batch-size"])
+def test_no_shard_and_no_star_at_once_is_wrong_usage(demo_model, sky, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_inference(sky, demo_model.model, option, 0)
+    assert f"{option}: invalid number of at least 1 value" in capsys.readouterr().err
+
+
 def test_killed_run_finished_by_running_again_gives_the_same_datasets(
     demo_model, sky, fids, tmp_path, stand_in
 ):
