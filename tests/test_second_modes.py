@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 from model_case import mock_stars, replaced
 
+from fitting.minimiser import Solution
 from fitting.second_modes import (
+    APART,
     FEW_CASES,
     MOST_MISSED,
+    NEAR,
     POOR_CHI2,
+    WORSE,
     ModeSearch,
     fit_mode_search,
     search_features,
 )
+from fitting.star_solver import Modes
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +129,39 @@ def test_sure_stars_that_fit_badly_are_searched_after_all(star_solver, observed,
     assert (second.sum(1) > 1).all()
 
 
-def test_a_search_matters_where_the_direct_estimate_is_far_off(star_solver, observed, monkeypatch):
+def modes(n, at, best_phi, second_phi=np.inf, away=1.0):
+    """`Modes` of n stars, all the same; `away`: how far the second is in z."""
+    best, second = Solution.empty(n, len(at)), Solution.empty(n, len(at))
+    best.u[:], best.phi[:], best.chi2[:] = 0.0, best_phi, 33.0
+    second.u[:], second.phi[:] = 0.0, second_phi
+    second.u[:, at.z] = away
+    return Modes(best, second)
+
+
+@pytest.mark.parametrize(
+    ("second_phi", "away", "alone_phi", "matters"),
+    [
+        (np.inf, 1.0, 10.1, False),  # another noise
+        (10.0 + 0.9 * NEAR, 1.1 * APART, 10.0, True),
+        (10.0 + 1.1 * NEAR, 1.1 * APART, 10.0, False),
+        (10.0 + 0.9 * NEAR, 0.9 * APART, 10.0, False),  # a ripple
+        (np.inf, 1.0, 10.0 + 1.1 * WORSE, True),
+        (np.inf, 1.0, 10.0 + 0.9 * WORSE, False),
+    ],
+)
+def test_a_search_matters_where_a_mode_is_near_and_apart_or_better(
+    star_solver, observed, monkeypatch, second_phi, away, alone_phi, matters
+):
     data, direct = observed
-    wrong = direct.copy()
-    wrong[0, :40] = -direct[0, :40] + 1.5  # other stars altogether
-    monkeypatch.setattr(star_solver.model, "search", None)
-    right, chi2 = star_solver.search_matters(data, direct)
-    found, _ = star_solver.search_matters(data, wrong)
-    assert found[:40].mean() > right[:40].mean() + 0.1
-    np.testing.assert_array_equal(found[40:], right[40:])
-    assert np.median(chi2) == pytest.approx(0.9, abs=0.2)
+    at = star_solver.at
+
+    def search(data, z_direct, every_family=None, only_direct=None):
+        if only_direct is None:
+            return modes(len(data), at, 10.0, second_phi, away)
+        assert only_direct.all()
+        return modes(len(data), at, alone_phi)
+
+    monkeypatch.setattr(star_solver, "_search", search)
+    found, chi2 = star_solver.search_matters(data, direct)
+    np.testing.assert_array_equal(found, np.full(len(data), matters))
+    np.testing.assert_allclose(chi2, 33.0 / data.observed.used.sum(1))
