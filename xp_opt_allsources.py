@@ -40,7 +40,7 @@ from pipeline.write import ShardWriter
 SCRIPT = "xp_opt_allsources"
 INPUT = "opt_input"
 OUTPUT = "opt_output"
-CHUNK_STARS = 65_536  # rows held at a time, 0.4 GB in all: stars left over are solved together
+CHUNK_STARS = 32_768  # rows held at a time, 0.2 GB in all: stars left over are solved together
 BATCH_STARS = {"CPU": 256, "GPU": 16_384}  # solved in one call, by default
 
 
