@@ -244,7 +244,7 @@ def export(model, path):
 
 
 def device_kind():
-    """ "GPU" where TensorFlow computes on one, else "CPU"."""
+    """Where TensorFlow computes, in one word: GPU where it finds one, else CPU."""
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
 
 

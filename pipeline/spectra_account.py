@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.cells import PRINTED
+from pipeline.coefficients import ROUNDING
 from pipeline.errors import ShardError
 from pipeline.schema import XP_BANDS
 from pipeline.spectra_plan import SHOWN
@@ -17,7 +18,7 @@ MOST_UNUSABLE = 10  # rows of a file; the archive's 614517-614573 is reported to
 MOST_BAD = 0.05  # share of the cells of a column, where they are more than MOST_UNUSABLE
 NAMED_ROWS = 5  # of each kind of exception on the terminal
 MOST_NAMED = 500  # ids in an attribute, which holds 64 kB
-LARGEST = 1 + 1e-6  # of a correlation, rounded; as in pipeline/coefficients.py
+LARGEST = 1 + ROUNDING  # of a correlation
 
 
 def usable(table, band, release) -> np.ndarray:

@@ -7,11 +7,11 @@ import itertools
 
 import numpy as np
 
+from pipeline.csv_rows import CHUNK_ROWS
 from pipeline.errors import ShardError, UsageError
 from pipeline.row_store import RowStore
 from pipeline.schema import Layout, resolved
 
-CHUNK_ROWS = 768
 MOST_SOURCES = 100_000  # of a shard in the mean, by which the sky is divided
 SAME = 1e-6  # relative: of a number written in single precision and read again
 NAMED_IDS = 5

@@ -12,15 +12,13 @@ from astropy.io.votable import parse as parse_votable
 from astropy.table import Table
 
 from pipeline.cells import arrays_of_column, numbers_of_column
-from pipeline.csv_rows import CsvSpectra
+from pipeline.csv_rows import CHUNK_ROWS, CsvSpectra
 from pipeline.errors import ShardError
 from pipeline.read import HDF5_ERRORS
 from pipeline.schema import XP_BANDS
 from pipeline.spectra_account import Account
 from pipeline.spectra_files import parts, read_to_end, seekable
 from pipeline.spectra_plan import fault_of_id, id_of, plan_columns, require_release
-
-CHUNK_ROWS = 768
 
 
 def spectra_in(path, release):
