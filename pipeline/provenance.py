@@ -122,13 +122,14 @@ class State:
     reason: str = ""
 
 
-def output_state(path, inputs=(), kind=None) -> State:
+def output_state(path, inputs=(), kind=None, settings=None) -> State:
     """State of an output made from the files `inputs`; kind: a key of `schema.FILES`, by default
-    the one that it says, else that of the folder it is in.
+    the one that it says, else that of the folder it is in; settings: {attribute: what it is now},
+    which an output that has the attribute must agree with.
 
     ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: it is of another kind or
-    format, or an input's identity, or the set of inputs, is not the recorded one. Raises ShardError
-    where an input does not exist.
+    format, or an input's identity, the set of inputs, or a setting is not the recorded one. Raises
+    ShardError where an input does not exist.
     """
     if not Path(path).exists():
         return State(Status.ABSENT)
@@ -145,6 +146,9 @@ def output_state(path, inputs=(), kind=None) -> State:
         kind = next((name for name, one in KINDS.items() if one.folder == folder), None)
     if kind is not None and attrs.get("format", 1) != FILES[kind].format:
         return State(Status.STALE, "made by another version of the script")
+    for name, value in (settings or {}).items():
+        if attrs.get(name, value) != value:
+            return State(Status.STALE, f"{name}: {attrs[name]}, now {value}")
     recorded = {(e["name"], e["identity"]) for e in json.loads(attrs.get("inputs", "[]"))}
     now = {(e["name"], e["identity"]) for e in _input_entries(inputs)}
     if recorded == now:

@@ -79,11 +79,11 @@ def _require_release(output, args):
             reader.require_release(args.release)
 
 
-def _run_one(fid, args, inputs_of, output_of, process, log, kind) -> tuple[str, dict]:
+def _run_one(fid, args, inputs_of, output_of, process, log, kind, settings) -> tuple[str, dict]:
     """Outcome ("done" or "already complete") and counters of one shard."""
     output, began = output_of(fid), time.monotonic()
     if not args.overwrite:
-        state = output_state(output, inputs_of(fid), kind)
+        state = output_state(output, inputs_of(fid), kind, settings)
         if state.status is Status.COMPLETE:
             _require_release(output, args)
             return "already complete", {}
@@ -126,6 +126,7 @@ def run_shards(
     jobs=1,
     on_interrupt=None,
     kind=None,
+    settings=None,
 ) -> int:
     """Make the output of every shard that is not complete; the exit status of the script.
 
@@ -137,6 +138,7 @@ def run_shards(
     Returns 0 where all are done, 1 where some failed, 130 where interrupted from the keyboard.
 
     kind: of the outputs (a key of `schema.FILES`), where their folder does not say it.
+    settings: {attribute: value} that the outputs are written with; one of another is made again.
     jobs: shards handled at once, in threads (for work that waits); `process` must then allow it,
     and `on_interrupt()` is to make the calls of `process` that are under way return soon.
     """
@@ -146,7 +148,7 @@ def run_shards(
 
     def work(fid):
         with collect_failure(fid, failed, log, fatal=UsageError):
-            return _run_one(fid, args, inputs_of, output_of, process, log, kind)
+            return _run_one(fid, args, inputs_of, output_of, process, log, kind, settings)
         return None
 
     try:
