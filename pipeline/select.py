@@ -162,10 +162,10 @@ def chosen_partition(args) -> tuple[int, int] | None:
     return n, k
 
 
-def select_fids(args, kind) -> list[str]:
-    """The fids of a kind that --shards and --partition (or Slurm) choose.
+def named_fids(args, kind) -> list[str]:
+    """The fids of a kind that --shards names, by default all.
 
-    Raises UsageError for a missing or empty folder, unknown fids and an impossible partition.
+    Raises UsageError for a missing or empty folder and unknown fids.
     """
     folder = Path(args.data_dir) / KINDS[kind].folder
     fids = list_fids(args.data_dir, kind)
@@ -176,5 +176,13 @@ def select_fids(args, kind) -> list[str]:
         if unknown:
             raise UsageError(f"--shards {' '.join(unknown)}: not in {folder} (e.g. {fids[0]} is)")
         fids = sorted(set(args.shards))
-    part = chosen_partition(args)
+    return fids
+
+
+def select_fids(args, kind) -> list[str]:
+    """The fids of a kind that --shards and --partition (or Slurm) choose.
+
+    Raises UsageError as `named_fids` does, and for an impossible partition.
+    """
+    fids, part = named_fids(args, kind), chosen_partition(args)
     return [fid for fid in fids if part is None or partition_of(fid, part[0]) == part[1]]

@@ -318,16 +318,27 @@ def write_text(path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path, content: bytes) -> None:
-    """Write a small file, whole or not at all; what killed runs left of it is removed."""
+@contextlib.contextmanager
+def whole_file(path):
+    """A path to write to in the `with` block, which becomes `path` at its end; nothing where an
+    exception is raised. What killed runs left of it is removed. ShardError where it cannot be."""
     path = Path(path)
-    remove_dead_temporaries(path)
+    try:
+        remove_dead_temporaries(path)
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be written ({error}); is there such a folder?") from error
     temporary = temporary_beside(path)
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+        with contextlib.suppress(OSError):
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path, content: bytes) -> None:
+    """Write a small file, whole or not at all; what killed runs left of it is removed."""
+    with whole_file(path) as temporary, open(temporary, "xb") as file:
+        file.write(content)
