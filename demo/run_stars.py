@@ -14,6 +14,7 @@ the table compares with the stars' APOGEE labels.
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ LIST = "demo/list/ids.csv"
 SPECTRA = "demo/list/XP_CONTINUOUS_RAW.zip"
 STARS = "demo/stars.h5"
 MODEL = "models/starter"
+TABLES = ("stars.fits", "stars.csv")
 PAGES = 6  # stars that get a page
 
 
@@ -44,37 +46,22 @@ def chosen(ids, n=PAGES) -> list[str]:
 def steps(run_dir, ids):
     """(command lines in the order in which they run, {place: what takes its place with a list of
     one's own, and with the archive at hand})."""
-    data = f"{run_dir}/data"
-    of_data = ["--data-dir", data]
-    return [
+    data, table = f"{run_dir}/data", ["--layout", "table", "--overwrite", "--out"]
+    of_data, by_model = ["--data-dir", data], ["--model", MODEL]
+    commands = [
         ["tools/convert_xp_csv.py", SPECTRA, *of_data],
         ["demo/archive_answers.py", *of_data],
         ["gen_xp_input_allsources.py", *of_data, "--without", "unwise"],
-        ["xp_opt_allsources.py", *of_data, "--model", MODEL],
-        *(
-            [
-                "tools/export_catalogue.py",
-                *of_data,
-                "--layout",
-                "table",
-                "--out",
-                f"{run_dir}/{name}",
-            ]
-            for name in ("stars.fits", "stars.csv")
-        ),
-        [
-            "tools/plot_star.py",
-            *chosen(ids),
-            *of_data,
-            "--model",
-            MODEL,
-            "--out",
-            f"{run_dir}/pages",
-        ],
-    ], {
-        0: f"tools/fetch_xp.py --ids {LIST} --data-dir {data}",
-        1: f"query_xp_metadata.py --data-dir {data}; python query_2mass.py --data-dir {data}",
+        ["xp_opt_allsources.py", *of_data, *by_model],
+        *(["tools/export_catalogue.py", *of_data, *table, f"{run_dir}/{x}"] for x in TABLES),
+        ["tools/plot_star.py", *chosen(ids), *of_data, *by_model, "--out", f"{run_dir}/pages"],
+    ]
+    instead = {
+        0: f"tools/fetch_xp.py --ids {LIST} {shlex.join(of_data)}",
+        1: f"query_xp_metadata.py {shlex.join(of_data)}; "
+        f"python query_2mass.py {shlex.join(of_data)}",
     }
+    return commands, instead
 
 
 def run(commands, instead) -> bool:
@@ -99,7 +86,7 @@ def report(run_dir, ids) -> int:
     )
     print(format_accuracy(accuracy(*join_labels(catalogue, table, labels, ids), labels), labels))
     print("\nTo look at:")
-    for path in [*sorted(run_dir.glob("stars.*")), *sorted((run_dir / "pages").glob("*"))]:
+    for path in [*(run_dir / name for name in TABLES), *sorted((run_dir / "pages").glob("*"))]:
         print(f"  {os.path.relpath(path)}")
     return 1 if lost else 0
 
