@@ -95,18 +95,18 @@ def _run_one(fid, args, inputs_of, output_of, process, log, kind, settings) -> t
     return "done", counters
 
 
-def _map_shards(work, fids, words, jobs, on_interrupt):
-    """Yield work(fid) of every shard, with a progress bar; `jobs` > 1: of so many threads at once.
+def map_threads(work, items, words, jobs, on_interrupt, unit="shard"):
+    """Yield work(item) of every item, with a progress bar; `jobs` > 1: of so many threads at once.
 
-    Leaving early (an interrupt) drops the shards not begun and waits for the others.
+    Leaving early (an interrupt) drops the items not begun and waits for the others.
     """
     if jobs == 1:
-        yield from map(work, progress(fids, words))
+        yield from map(work, progress(items, words, unit))
         return
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, fid) for fid in fids]
+        futures = [pool.submit(work, item) for item in items]
         try:
-            for future in progress(as_completed(futures), words, total=len(futures)):
+            for future in progress(as_completed(futures), words, unit, total=len(futures)):
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -152,7 +152,7 @@ def run_shards(
         return None
 
     try:
-        results = _map_shards(work, fids, script, jobs, on_interrupt)
+        results = map_threads(work, fids, script, jobs, on_interrupt)
         for outcome, counters in filter(None, results):
             outcomes[outcome] += 1
             totals.update(counters)

@@ -81,6 +81,20 @@ class Archive:
         return own.get(column, self.names.get(column, column))
 
 
+@dataclass(frozen=True, eq=False)
+class DataLink:
+    """The service that gives the spectra of a list of sources.
+
+    most_ids: that it takes in a request; parameters: {name: value} sent with the ids; known_source:
+    id of one that has a spectrum, None where none is known.
+    """
+
+    url: str
+    most_ids: int
+    parameters: dict
+    known_source: int | None = None
+
+
 @dataclass(frozen=True)
 class ParallaxRule:
     """How parallaxes are corrected: zero_point "recipe", or "column" (subtracted); and the bits of
@@ -96,7 +110,8 @@ class ParallaxRule:
 class Release:
     """A data release. id_column: of our files; reference_epoch: Julian year of the positions;
     source_id >> id_shift is a nested HEALPix pixel of level healpix_level; g_zero_point: magnitude
-    of a G flux of 1 electron/s, NaN where not known."""
+    of a G flux of 1 electron/s, NaN where not known; datalink: None where it has none; same_ids:
+    titles of releases whose ids are the same."""
 
     name: str
     title: str
@@ -108,6 +123,8 @@ class Release:
     spectra: Spectra
     archive: Archive
     parallax: ParallaxRule
+    datalink: DataLink | None = None
+    same_ids: tuple = ()
 
     def pixel(self, source_id):
         """Nested HEALPix pixel of source ids."""
@@ -143,6 +160,7 @@ def read_release(path) -> Release:
             spectra[name] = _grid(*spectra.get(name, ()))
         archive = table.pop("archive")
         archive["needed"] = tuple(archive["needed"])
+        datalink = table.pop("datalink", None)
         release = Release(
             healpix_level=sky["level"],
             id_shift=sky["id_shift"],
@@ -150,6 +168,8 @@ def read_release(path) -> Release:
             spectra=Spectra(**spectra),
             archive=Archive(**archive),
             parallax=ParallaxRule(**table.pop("parallax")),
+            datalink=DataLink(**datalink) if datalink else None,
+            same_ids=tuple(table.pop("same_ids", ())),
             **table,
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
