@@ -44,7 +44,7 @@ FAULTS = (PassingError, OSError, http.client.HTTPException)  # worth asking agai
 
 
 def add_tap_arguments(parser, unit="shard") -> None:
-    """Add the options of the scripts that query a TAP service; unit: what is asked for in one go."""
+    """Add the options of the scripts that query a TAP service; unit: what is asked for at once."""
     group = parser.add_argument_group("archive")
     group.add_argument("--dry-run", action="store_true", help="print the queries; ask nothing")
     group.add_argument("--tap-url", metavar="URL", help="default: that of the release")
