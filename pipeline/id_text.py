@@ -10,6 +10,7 @@ DELIMITERS = (",", "\t", ";", "|")  # the first that the first line has; else wh
 # "Gaia DR3 123" is one word, not three.
 SPACED = re.compile(r"\b(gaia)[ _]*(e?dr\d+)[ _]+(?=\d)", re.IGNORECASE)
 LEAST_DIGITS = 10  # of an id, where nothing says which of several columns has them
+NUMBER = re.compile(r"[\"']?(gaia\w*:)?[-+.\d][-+.\deE]*[\"']?", re.IGNORECASE)
 COMMENT = "#"
 
 
@@ -52,7 +53,8 @@ def _rows(text) -> tuple[list, list | None]:
     lines.seek(start)
     mark = next((mark for mark in DELIMITERS if mark in line), None)
     if mark is None:
-        found = ((n_before + i, line.split()) for i, line in enumerate(lines, 1))
+        one = len(line.split()) == 1  # a column: what has more words is no id, and shown as it is
+        found = ((n_before + i, [x] if one else x.split()) for i, x in enumerate(lines, 1))
     else:
         reader = csv.reader(lines, delimiter=mark, skipinitialspace=True)
         found = ((n_before + reader.line_num, row) for row in reader)
