@@ -110,20 +110,26 @@ class Fate:
 class Fetch:
     """Asks a `DataLink` for ids (n,), ascending, in batches of `size`, of which `Kept` are there.
 
-    again: ask once more for those that did not come before. link None: ask nothing, in a dry run.
+    there: ids whose spectra are had from elsewhere; again: ask once more for those that did not
+    come before. link None: ask nothing, in a dry run.
     """
 
-    def __init__(self, link: DataLink, kept: Kept, ids, size, again=False):
+    def __init__(self, link: DataLink, kept: Kept, ids, size, there=(), again=False):
         self.link, self.kept, self.ids, self.size = link, kept, ids, size
+        self._there = np.isin(ids, there)
         self.failed = {}
         self._lock, self._in_a_row, self._down = threading.Lock(), 0, ""
-        self._before = np.isin(ids, kept.received())
+        self._before = self._received()
         again = again | kept.unreadable(ids)
         self._limit = np.where(again, kept.times_in_vain(ids) + 1, 0).clip(TIMES)
 
+    def _received(self) -> np.ndarray:
+        """Whether the spectrum of each of the ids is there, (n,) bool."""
+        return self._there | np.isin(self.ids, self.kept.received())
+
     def wanted(self) -> np.ndarray:
         """Ids that are to be asked for, at once."""
-        open_ = ~np.isin(self.ids, self.kept.received())
+        open_ = ~self._received()
         open_ &= self.kept.times_in_vain(self.ids) < self._limit
         open_ &= ~np.isin(self.ids, list(self.failed))
         return self.ids[open_]
@@ -176,7 +182,7 @@ class Fetch:
 
     def fate(self, expected=False) -> Fate:
         """What became of the ids; expected: the archive says that all have a spectrum."""
-        received = np.isin(self.ids, self.kept.received())
+        received = self._received()
         fate = Fate(self.ids, received, self._before)
         lacking = self.ids[~received]
         unreadable = self.kept.unreadable(lacking)

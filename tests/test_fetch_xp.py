@@ -13,12 +13,13 @@ import pytest
 from astropy.table import Table
 from datalink_stub import DataLinkStub, document, rows_of, zipped
 from tap_case import FAST, ROOT, wait_for
-from test_convert_xp_csv import FID, assert_equal_tables, read
+from test_convert_xp_csv import FID, assert_equal_tables, convert, csv_lines, read, write_csv
 from test_spectra_forms import two_bands
 
+from pipeline import spectra_merge, spectra_others
 from pipeline.datalink import EmptyAnswerError, read_answer
 from pipeline.schema import load_release
-from pipeline.select import list_fids
+from pipeline.select import list_fids, shard_path
 from tools import fetch_xp
 
 RELEASE = load_release()
@@ -282,6 +283,36 @@ def test_a_longer_list_asks_for_what_is_new_and_the_shard_has_all(tmp_path, stub
     assert fetch(tmp_path, stub, IDS[:2]) == 0  # a shorter one takes nothing away
     assert ids_of(tmp_path).tolist() == IDS.tolist()
     assert sorted(asked(stub)) == IDS.tolist()
+
+
+def test_a_shard_to_which_sources_are_added_keeps_its_range_unless_it_grows_too_much(
+    tmp_path, stub, monkeypatch, capsys
+):
+    monkeypatch.setattr(spectra_merge, "MOST_SOURCES", 3)
+    assert fetch(tmp_path, stub, IDS[:3]) == 0
+    monkeypatch.setattr(spectra_others, "MOST_GROWN", 9)
+    assert fetch(tmp_path, stub, IDS[:9]) == 0
+    assert list_fids(tmp_path / "data", "xp") == [FID]
+    assert ids_of(tmp_path).tolist() == IDS[:9].tolist()
+    assert fetch(tmp_path, stub, IDS) == 2
+    assert "overlap: delete the one that is out of date" in capsys.readouterr().err
+    shard_path(tmp_path / "data", "xp", FID).unlink()
+    assert fetch(tmp_path, stub, IDS) == 0
+    assert list_fids(tmp_path / "data", "xp") == ["000000-065535"]
+    assert ids_of(tmp_path).tolist() == IDS.tolist()
+    assert sorted(asked(stub)) == IDS.tolist()
+
+
+def test_spectra_that_are_there_from_bulk_files_are_not_asked_for(tmp_path, stub, capsys):
+    edge = int(IDS[4] >> 43)
+    bulk = write_csv(
+        tmp_path / "in", csv_lines(rows_of(SPECTRA, slice(0, 4))), f"000000-{edge - 1:06d}"
+    )
+    assert convert(bulk, tmp_path / "data") == 0
+    assert fetch(tmp_path, stub) == 0
+    assert sorted(asked(stub)) == IDS[4:].tolist()
+    assert numbers(capsys.readouterr().err)["received"] == N
+    assert ids_of(tmp_path).tolist() == IDS.tolist()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])

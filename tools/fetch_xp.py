@@ -40,6 +40,7 @@ from pipeline.id_lists import read_ids
 from pipeline.run import setup_logging, usage_exit
 from pipeline.select import add_release_argument, number
 from pipeline.spectra_conversion import add_form_argument, convert_files, find_inputs
+from pipeline.spectra_others import ids_of_other_shards
 from pipeline.tap_cone import cone_query, ids_in_cone
 from pipeline.tap_service import add_tap_arguments
 from xp_utils import sampled_columns
@@ -89,7 +90,8 @@ def show(args, kept, listed) -> int:
     if args.cone:
         print(cone_query(args.release, args.cone))
     else:
-        wanted = Fetch(None, kept, listed.ids, 1, args.ask_again).wanted()
+        there = ids_of_other_shards(args.data_dir, listed.ids, args.release)
+        wanted = Fetch(None, kept, listed.ids, 1, there, args.ask_again).wanted()
         batches = batches_of(wanted, batch_size(args))
         print(f"-- {args.ids}: {len(listed.ids)} ids in {listed.column}, {len(wanted)} to ask for")
         print(f"-- {len(batches)} requests to {args.datalink_url or args.release.datalink.url}")
@@ -119,12 +121,15 @@ def main(argv=None) -> int:
     kept.prepare()
     link = DataLink(args, log)
     ids = listed.ids if listed else ids_in_cone(args, log, kept.folder)
-    fetch = Fetch(link, kept.load(log), ids, size, args.ask_again or bool(args.cone))
+    there = ids_of_other_shards(args.data_dir, ids, args.release)
+    fetch = Fetch(link, kept.load(log), ids, size, there, args.ask_again or bool(args.cone))
     fetch.run()
     fate = fetch.fate(expected=bool(args.cone))
     write_lacking(kept.folder, fate, listed)
-    converted = make_shards(args, argv, kept, log)
-    report(log, SCRIPT, fate, listed, kept.folder)
+    try:
+        converted = make_shards(args, argv, kept, log)
+    finally:
+        report(log, SCRIPT, fate, listed, kept.folder)
     failed = fate.counts()[FAILED] or (listed and listed.refused)
     return 1 if failed or converted else 0
 
