@@ -1,4 +1,4 @@
-"""Lists of ids as people have them: an entry is an id, a repeat, missing, or named with a reason."""
+"""Lists of ids as people have them: an entry is an id, a repeat, missing, or named with why."""
 
 import bz2
 import gzip
