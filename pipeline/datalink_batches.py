@@ -136,6 +136,13 @@ class Fetch:
 
     def run(self):
         """Ask, and ask again for what did not come."""
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            self.link.log.warning("interrupted; run again to go on where it stopped")
+            raise
+
+    def _run(self):
         while len(ids := self.wanted()):
             vain = self.kept.times_in_vain(ids) > 0
             if vain.any() and not vain.all():
@@ -180,21 +187,30 @@ class Fetch:
                 self._down = f"{self._in_a_row} batches before it failed"
                 self.link.log.error("%s; no more are asked for in this run", self._down)
 
-    def fate(self, expected=False) -> Fate:
-        """What became of the ids; expected: the archive says that all have a spectrum."""
+    def lacking(self) -> np.ndarray:
+        """Ids (k,) whose spectra are not there, and that no failed batch asked for."""
+        return self.ids[~self._received() & ~np.isin(self.ids, list(self.failed))]
+
+    def fate(self, expected=(), why="though the archive says it has one: --ask-again") -> Fate:
+        """What became of the ids; expected: those that have spectra, as far as is known (`why`)."""
         received = self._received()
         fate = Fate(self.ids, received, self._before)
         lacking = self.ids[~received]
-        unreadable = self.kept.unreadable(lacking)
-        times = self.kept.times_in_vain(lacking)
-        for source_id, odd, n in zip(lacking.tolist(), unreadable, times.tolist(), strict=True):
+        rows = zip(
+            lacking.tolist(),
+            self.kept.times_in_vain(lacking).tolist(),
+            self.kept.unreadable(lacking),
+            np.isin(lacking, expected),
+            strict=True,
+        )
+        for source_id, n, odd, has_one in rows:
             said = f"not in {n} answers of the service"
             if source_id in self.failed:
                 fate.reasons[source_id] = FAILED, self.failed[source_id]
             elif odd:
                 fate.reasons[source_id] = FAILED, f"{said}, which had rows that cannot be read"
-            elif expected:
-                fate.reasons[source_id] = FAILED, f"{said}, though the archive says it has one"
+            elif has_one:
+                fate.reasons[source_id] = FAILED, f"{said}, {why}"
             else:
                 fate.reasons[source_id] = NO_SPECTRUM, said
         return fate

@@ -29,7 +29,7 @@ def document(table, form="csv") -> bytes:
 def zipped(files) -> bytes:
     """A zip of {name: content}."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return out.getvalue()

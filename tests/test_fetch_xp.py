@@ -331,15 +331,20 @@ def test_a_damaged_file_is_fetched_again(tmp_path, stub, damage, capsys):
     assert_equal_tables(read(tmp_path / "data", FID)[0], SPECTRA)
 
 
-def test_killed_in_the_middle_of_a_batch_it_goes_on_with_what_is_left(tmp_path, stub):
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_killed_in_the_middle_of_a_batch_it_goes_on_with_what_is_left(tmp_path, stub, how):
     stub.faults["data"] = [None, "silent"]
     command = [sys.executable, ROOT / "tools" / "fetch_xp.py", "--ids", write_list(tmp_path, IDS)]
     command += ["--data-dir", tmp_path / "data", "--datalink-url", stub.data_url]
     command += ["--batch-size", "4", *FAST[:-2], "--http-timeout", "60"]
-    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [str(word) for word in command], stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     wait_for(lambda: len(stub.asked) == 2)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(signal.Signals[how])
+    _, err = process.communicate()
+    assert how == "SIGKILL" or (process.returncode == 130 and b"run again to go on" in err)
     assert len(kept(tmp_path)) == 1
     assert fetch(tmp_path, stub) == 0
     assert len(stub.asked) == 4
@@ -394,6 +399,29 @@ def test_a_source_of_a_cone_that_does_not_come_failed_as_the_archive_says_it_has
     ((source_id, (outcome, why)),) = lacking(tmp_path).items()
     assert (source_id, outcome) == (str(ABSENT), "failed")
     assert "the archive says it has one" in why
+
+
+def test_with_confirm_the_archive_tells_a_lost_source_from_one_without_a_spectrum(tmp_path, stub):
+    stub.table = {"source_id": np.ma.array(IDS)}  # of those with spectra
+    ids = [ABSENT, *IDS]
+    stub.spectra = rows_of(SPECTRA, slice(1, N))
+    assert fetch(tmp_path, stub, ids, "--confirm", "--batch-size", 20) == 1
+    (query,) = stub.queries
+    assert query.endswith("AND source.has_xp_continuous = 'True'")
+    outcomes = {i: outcome for i, (outcome, _) in lacking(tmp_path).items()}
+    assert outcomes == {str(ABSENT): "without spectrum", str(IDS[0]): "failed"}
+    stub.spectra = SPECTRA
+    assert fetch(tmp_path, stub, ids, "--confirm", "--ask-again") == 0
+    assert ids_of(tmp_path).tolist() == IDS.tolist()
+
+
+def test_where_the_tap_service_cannot_confirm_the_account_says_so(tmp_path, stub):
+    stub.faults["submit"] = [503] * 3
+    assert fetch(tmp_path, stub, [ABSENT, *IDS], "--confirm") == 1
+    ((source_id, (outcome, why)),) = lacking(tmp_path).items()
+    assert (source_id, outcome) == (str(ABSENT), "failed")
+    assert "the TAP service does not tell" in why
+    assert ids_of(tmp_path).tolist() == IDS.tolist()
 
 
 @pytest.mark.parametrize(("options", "fault", "words"), [

@@ -15,8 +15,9 @@ the sources with spectra there, in degrees.
 The ids are asked for in batches. Each answer is read to its end, then kept, in
 DATA_DIR/xp_datalink/. What is kept is not asked for again, so running again, with the same list or
 a longer one, goes on. A damaged file there is fetched anew. What is not in an answer is asked for
-once more; what is not in two is without a spectrum. The end is an account of all ids, and
-DATA_DIR/xp_datalink/not_received.csv, with those whose spectra are not there and why.
+once more; what is not in two is without a spectrum (--confirm: where the TAP service says so too).
+The end is an account of all ids, and DATA_DIR/xp_datalink/not_received.csv, with those whose
+spectra are not there and why.
 
 All that is kept there is then made into the shards of step 1, as tools/convert_xp_csv.py does it
 (--no-convert: not now).
@@ -35,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.datalink import DataLink, request_of
 from pipeline.datalink_batches import FAILED, Fetch, Kept, batches_of
 from pipeline.datalink_report import report, write_lacking
-from pipeline.errors import UsageError
+from pipeline.errors import ShardError, UsageError
 from pipeline.id_lists import read_ids
 from pipeline.run import setup_logging, usage_exit
 from pipeline.select import add_release_argument, number
 from pipeline.spectra_conversion import add_form_argument, convert_files, find_inputs
 from pipeline.spectra_others import ids_of_other_shards
-from pipeline.tap_cone import cone_query, ids_in_cone
+from pipeline.tap_ids import cone_query, ids_in_cone, ids_with_spectra
 from pipeline.tap_service import add_tap_arguments
 from xp_utils import sampled_columns
 
@@ -65,12 +66,14 @@ def parse_args(argv=None):
     parser.add_argument("--datalink-url", metavar="URL", help="default: that of the release")
     parser.add_argument("--ask-again", action="store_true",
                         help="also for sources without a spectrum, and the cone's ids")  # fmt: skip
+    parser.add_argument("--confirm", action="store_true",
+                        help="ask the TAP service about sources without a spectrum")  # fmt: skip
     parser.add_argument("--no-convert", action="store_true", help="keep the files, make no shards")
     add_form_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="make finished shards again")
     parser.add_argument("--log", type=Path, help=f"default: DATA_DIR/logs/{SCRIPT}.log")
     add_release_argument(parser)
-    add_tap_arguments(parser, "batch")
+    add_tap_arguments(parser, "request")
     parser.set_defaults(http_timeout=HTTP_TIMEOUT, jobs=1, shards=None, partition=(1, 0))
     return parser.parse_args(argv)
 
@@ -100,6 +103,22 @@ def show(args, kept, listed) -> int:
     return 0
 
 
+def fate_of(args, log, fetch):
+    """The `Fate` of the ids; what did not come is confirmed where that is wanted, or known."""
+    if args.cone:
+        return fetch.fate(fetch.ids)
+    lacking = fetch.lacking()
+    if not (args.confirm and len(lacking)):
+        return fetch.fate()
+    try:
+        return fetch.fate(ids_with_spectra(args, log, lacking))
+    except UsageError:
+        raise
+    except ShardError as error:
+        log.error("whether %d sources have no spectrum is not known: %s", len(lacking), error)
+        return fetch.fate(lacking, "and the TAP service does not tell whether it has one")
+
+
 def make_shards(args, argv, kept, log) -> int:
     """The shards of all that is kept; the exit status."""
     if args.no_convert or not kept.files():
@@ -124,7 +143,7 @@ def main(argv=None) -> int:
     there = ids_of_other_shards(args.data_dir, ids, args.release)
     fetch = Fetch(link, kept.load(log), ids, size, there, args.ask_again or bool(args.cone))
     fetch.run()
-    fate = fetch.fate(expected=bool(args.cone))
+    fate = fate_of(args, log, fetch)
     write_lacking(kept.folder, fate, listed)
     try:
         converted = make_shards(args, argv, kept, log)

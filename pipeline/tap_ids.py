@@ -1,4 +1,4 @@
-"""The ids of the sources with spectra in a cone on the sky, asked of a TAP service and kept."""
+"""What a TAP service says of which sources have spectra: those in a cone, and of some ids."""
 
 import re
 
@@ -23,13 +23,33 @@ def cone_query(release, cone) -> str:
             "radius above 0, in degrees"
         )
     archive = release.archive
-    column = Column("source", archive.name_of("source_id", "source"), "i8")
     place = ", ".join(f"source.{archive.name_of(name, 'source')}" for name in ("ra", "dec"))
-    where = (
-        f"1 = CONTAINS(POINT('ICRS', {place}), CIRCLE('ICRS', {ra!r}, {dec!r}, {radius!r}))"
-        + (f" AND source.{archive.has_spectrum}" if archive.has_spectrum else "")
-    )  # fmt: skip
-    return ask_about(release, {"source_id": column}, ()).query(where)
+    circle = f"CIRCLE('ICRS', {ra!r}, {dec!r}, {radius!r})"
+    condition = f" AND source.{archive.has_spectrum}" if archive.has_spectrum else ""
+    return _question(release).query(f"1 = CONTAINS(POINT('ICRS', {place}), {circle}){condition}")
+
+
+def _question(release):
+    """The question for ids alone."""
+    column = Column("source", release.archive.name_of("source_id", "source"), "i8")
+    return ask_about(release, {"source_id": column}, ())
+
+
+def ids_with_spectra(args, log, ids) -> np.ndarray:
+    """Those of ids (n,) of which the TAP service says that they have spectra.
+
+    ShardError where it fails, UsageError where the release does not know how it says so.
+    """
+    condition = args.release.archive.has_spectrum
+    if not condition:
+        raise UsageError(f"--confirm: no [archive] has_spectrum in the release {args.release.name}")
+    service, found = TapService(args, log), [ids[:0]]
+    for query in _question(args.release).by_name(ids):
+        jobs = ShardJobs(service, None, "confirm")
+        answer = jobs.fetch(f"{query} AND source.{condition}")
+        found.append(plain_columns(answer, {"source_id": "i8"})["source_id"])
+        jobs.finish()
+    return np.concatenate(found)
 
 
 def ids_in_cone(args, log, folder) -> np.ndarray:
