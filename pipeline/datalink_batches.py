@@ -20,6 +20,7 @@ from pipeline.write import remove_dead_temporaries
 FOLDER = "xp_datalink"  # in the data directory
 TIMES = 2  # that a source is asked for before it counts as one without a spectrum
 MOST_FAILED = 3  # batches one after another, before no more are asked for
+DIVIDED = 10  # into so many, a batch that failed
 NO_SPECTRUM, FAILED = "without spectrum", "failed"
 
 
@@ -135,9 +136,18 @@ class Fetch:
         return self.ids[open_]
 
     def run(self):
-        """Ask, and ask again for what did not come."""
+        """Ask, and ask again for what did not come; for batches that failed in smaller ones, so
+        that a source on which the service fails costs itself alone."""
         try:
             self._run()
+            while self.failed and not self._down and self.size > 1:
+                self.size = -(-self.size // DIVIDED)
+                self.link.log.warning(
+                    "%d sources are in batches that failed; asked again, %d at once",
+                    len(self.failed), self.size,
+                )  # fmt: skip
+                self.failed, self._in_a_row = {}, 0
+                self._run()
         except KeyboardInterrupt:
             self.link.log.warning("interrupted; run again to go on where it stopped")
             raise

@@ -175,7 +175,7 @@ def _of_texts(path, name, texts, mask, places, release) -> IdList:
 
 def _unusual(cell, release) -> tuple[int, str | None]:
     """(id, None) of a designation, (0, None) where nothing is, else (0, why it is no id)."""
-    if is_missing(cell) or cell in ("-1", "-9999"):
+    if is_missing(cell) or cell in ("-1", "-9999") or not cell.strip("-=_+"):  # a ruled line
         return 0, None
     match = DESIGNATION.fullmatch(cell)
     if match is None:

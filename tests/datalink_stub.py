@@ -17,10 +17,22 @@ ENDINGS = {"csv": "csv", "ecsv": "ecsv", "votable": "xml", "fits": "fits"}
 ASTROPY = {"ecsv": "ascii.ecsv", "votable": "votable", "fits": "fits"}
 
 
-def document(table, form="csv") -> bytes:
-    """Spectra {name: (n, ...)} as one of the service's files."""
+LINES = {}  # {id of spectra: (spectra, lines of CSV)}: to write them takes longer than a request
+
+
+def csv_of(spectra, rows) -> bytes:
+    """Rows of spectra {name: (n, ...)} as CSV."""
+    if id(spectra) not in LINES:
+        LINES[id(spectra)] = spectra, csv_lines(spectra, ecsv=False)
+    head, *lines = LINES[id(spectra)][1]
+    return "\n".join([head, *(lines[row] for row in rows), ""]).encode()
+
+
+def document(spectra, rows, form="csv") -> bytes:
+    """Rows of spectra as one of the service's files."""
     if form == "csv":
-        return ("\n".join(csv_lines(table, ecsv=False)) + "\n").encode()
+        return csv_of(spectra, rows)
+    table = rows_of(spectra, rows)
     out = io.BytesIO() if form != "ecsv" else io.StringIO()
     masked(table).write(out, format=ASTROPY[form])
     return out.getvalue() if form != "ecsv" else out.getvalue().encode()
@@ -45,13 +57,14 @@ class DataLinkStub(TapStub):
     form: of the files; individual: a file for each source; plain: no zip. faults["data"]: used up
     one a request: those of `TapStub`, and "empty zip", "nothing", "cut zip", "damaged zip", "json",
     "text", "half" (the announced bytes do not all come), "error votable", "overflow", "others"
-    (sources not asked for), "odd row" (the last one), or "lose N" (rows). asked: lists of ids, one
-    a request.
+    (sources not asked for), "odd row" (the last one), or "lose N" (rows). poison: {id: fault} of
+    all requests with that source. asked: lists of ids, one a request.
     """
 
     def __init__(self, spectra, form="csv", individual=False, plain=False, table=None, **options):
         super().__init__(table, **options)
         self.spectra, self.form, self.individual, self.plain = spectra, form, individual, plain
+        self.poison = {}
         self.asked, self.sent, self.data_paths, self.before = [], [], [], lambda: None
 
     @property
@@ -69,12 +82,10 @@ class DataLinkStub(TapStub):
         if not self.individual:
             if not ids and self.form != "csv":
                 return {}
-            table = rows_of(self.spectra, [place[i] for i in ids])
-            return {f"{RETRIEVAL}_RAW.{ending}": document(table, self.form)}
+            rows = [place[i] for i in ids]
+            return {f"{RETRIEVAL}_RAW.{ending}": document(self.spectra, rows, self.form)}
         return {
-            f"{RETRIEVAL}-Gaia DR3 {i}.{ending}": document(
-                rows_of(self.spectra, [place[i]]), self.form
-            )
+            f"{RETRIEVAL}-Gaia DR3 {i}.{ending}": document(self.spectra, [place[i]], self.form)
             for i in ids
         }
 
@@ -124,6 +135,7 @@ class DataLinkHandler(TapHandler):
             stub.data_paths.append(self.path)
             queue = stub.faults.get("data")
             fault = queue.pop(0) if queue else None
+            fault = next((stub.poison[i] for i in ids if i in stub.poison), fault)
         stub.before()
         if fault not in ("html", "error document") and self.misbehave(fault):
             return

@@ -202,29 +202,26 @@ def test_a_votable_that_says_it_was_cut_is_no_answer(tmp_path, stub):
 @pytest.mark.parametrize(("fault", "words"), [
     (500, "HTTP 500"), ("html", "Maintenance"), ("json", "Cannot process request"),
     ("error votable", "out of memory"), ("cut zip", "cut short"), ("half", "did not come"),
-    ("empty zip", "without anything in it"), ("text", "null"), (400, "refuses: HTTP 400"),
+    ("text", "null"), (400, "refuses: HTTP 400"),
 ])  # fmt: skip
-def test_a_batch_that_fails_is_named_with_the_reason_and_the_others_come(
+def test_a_source_on_which_the_service_fails_is_named_with_the_reason_and_all_others_come(
     tmp_path, stub, fault, words, capsys
 ):
-    stub.faults["data"] = [fault] * (1 if fault == 400 else 3)
-    if fault == "empty zip":  # and what shows that the service is well fails too
-        stub.faults["data"] = [fault] * 6
-    assert fetch(tmp_path, stub) == 1
-    reasons = lacking(tmp_path)
-    assert list(reasons) == list(map(str, IDS[:4]))
-    for outcome, why in reasons.values():
-        assert outcome == "failed"
-        assert words in why
-    assert ids_of(tmp_path).tolist() == IDS[4:].tolist()
-    assert numbers(capsys.readouterr().err)["failed"] == 4
+    stub.poison = {int(IDS[1]): fault}
+    assert fetch(tmp_path, stub, IDS, "--attempts", 2) == 1
+    ((source_id, (outcome, why)),) = lacking(tmp_path).items()
+    assert (source_id, outcome) == (str(IDS[1]), "failed")
+    assert words in why
+    assert ids_of(tmp_path).tolist() == np.delete(IDS, 1).tolist()
+    assert numbers(capsys.readouterr().err)["failed"] == 1
+    stub.poison = {}
     assert fetch(tmp_path, stub) == 0
     assert ids_of(tmp_path).tolist() == IDS.tolist()
     assert lacking(tmp_path) == {}
 
 
 def test_no_more_is_asked_of_a_service_that_is_down(tmp_path, stub):
-    stub.faults["data"] = [503] * 100
+    stub.poison = dict.fromkeys(IDS.tolist(), 503)
     assert fetch(tmp_path, stub, IDS, "--batch-size", 1, "--attempts", 1) == 1
     assert len(stub.asked) == 3
     reasons = [why for _, why in lacking(tmp_path).values()]
@@ -239,8 +236,17 @@ def test_an_empty_answer_is_believed_where_the_service_gives_a_known_source(tmp_
     assert stub.asked[-2:] in ([[ABSENT], [i]] for i in IDS.tolist())
 
 
+@pytest.mark.parametrize("fault", ["empty zip", "nothing"])
+def test_empty_answers_are_a_failure_where_no_known_source_comes_either(tmp_path, stub, fault):
+    stub.poison = dict.fromkeys(IDS.tolist(), fault)
+    assert fetch(tmp_path, stub, IDS[:4], "--attempts", 1) == 1
+    assert {outcome for outcome, _ in lacking(tmp_path).values()} == {"failed"}
+    assert [RELEASE.datalink.known_source] in stub.asked
+    assert kept(tmp_path) == []
+
+
 @pytest.mark.parametrize(("faults", "failed", "words"), [
-    (["odd row"] * 4, 3, "1 lines are no rows"),  # in an answer of itself alone
+    (["odd row"] * 10, 3, "1 lines are no rows"),  # in an answer of itself alone
     (["lose 3", "odd row"], 2, "rows that cannot be read"),
 ])  # fmt: skip
 def test_a_row_that_cannot_be_read_is_a_failure_not_a_source_without_spectrum(
@@ -267,7 +273,7 @@ def test_an_answer_without_anything_in_it_is_told_from_one_of_no_rows(tmp_path):
     (tmp_path / "a.zip").write_bytes(zipped({}))
     with pytest.raises(EmptyAnswerError):
         read_answer(tmp_path / "a.zip", IDS, RELEASE)
-    (tmp_path / "b.zip").write_bytes(zipped({"x.csv": document(rows_of(SPECTRA, slice(0)))}))
+    (tmp_path / "b.zip").write_bytes(zipped({"x.csv": document(SPECTRA, [])}))
     assert len(read_answer(tmp_path / "b.zip", IDS, RELEASE).lacking) == N
 
 

@@ -54,6 +54,11 @@ def test_a_text_is_read_in_any_way_it_is_written(tmp_path, form):
     assert (found.n_entries, found.n_missing, found.n_repeated, found.refused) == (2, 0, 0, [])
 
 
+def test_lines_of_units_and_rules_below_the_names_are_no_ids_and_no_faults(tmp_path):
+    found = ids_in(tmp_path, f"#Catalogue\nSource\tRA\n \tdeg\n-----\t---\n{A}\t1.5\n{B}\t2\n")
+    assert (found.ids.tolist(), found.n_missing, found.refused) == (BOTH, 2, [])
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
 def test_packed_lists_are_unpacked(tmp_path, pack):
     assert ids_in(tmp_path, pack(f"{A}\n{B}\n".encode())).ids.tolist() == BOTH
