@@ -17,6 +17,7 @@ from pipeline.errors import ShardError, UsageError
 from pipeline.run import map_threads
 from pipeline.write import remove_dead_temporaries
 
+KEY = 16  # characters, in the name of an answer
 FOLDER = "xp_datalink"  # in the data directory
 TIMES = 2  # that a source is asked for before it counts as one without a spectrum
 MOST_FAILED = 3  # batches one after another, before no more are asked for
@@ -34,7 +35,7 @@ class Kept:
     def load(self, log=None):
         """Read what is there. log: where damaged files are named, which are removed; without one
         all is left as it is."""
-        for path in sorted(self.folder.glob(f"{self.release.name}_*.zip")):
+        for path in sorted(self.folder.glob(f"{self.release.name}_{'?' * KEY}.zip")):
             try:
                 self.answers[path] = read_kept(path, whole=log is not None)
             except ShardError as error:
@@ -56,7 +57,7 @@ class Kept:
     def path_for(self, ids) -> Path:
         """Of the answer about ids (n,), which were asked for as often as they are there."""
         n_before = sum(np.isin(ids, answer.asked).any() for answer in self.answers.values())
-        key = hashlib.sha256(f"{ids.tolist()} {n_before}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{ids.tolist()} {n_before}".encode()).hexdigest()[:KEY]
         return self.folder / f"{self.release.name}_{key}.zip"
 
     def received(self) -> np.ndarray:

@@ -309,6 +309,16 @@ def test_a_shard_to_which_sources_are_added_keeps_its_range_unless_it_grows_too_
     assert sorted(asked(stub)) == IDS.tolist()
 
 
+def test_sources_converted_before_of_other_files_stay_with_also(tmp_path, stub, capsys):
+    path = tmp_path / "mine.csv"
+    path.write_bytes(document(SPECTRA, range(5)))
+    assert convert(path, tmp_path / "data") == 0
+    assert fetch(tmp_path, stub, IDS[3:]) == 1
+    assert "in none of the files given now" in capsys.readouterr().err
+    assert fetch(tmp_path, stub, IDS[3:], "--also", path) == 0
+    assert ids_of(tmp_path).tolist() == IDS.tolist()
+
+
 def test_spectra_that_are_there_from_bulk_files_are_not_asked_for(tmp_path, stub, capsys):
     edge = int(IDS[4] >> 43)
     bulk = write_csv(

@@ -20,7 +20,7 @@ The end is an account of all ids, and DATA_DIR/xp_datalink/not_received.csv, wit
 spectra are not there and why.
 
 All that is kept there is then made into the shards of step 1, as tools/convert_xp_csv.py does it
-(--no-convert: not now).
+(--no-convert: not now). Sources that were converted before, of other files, are given by --also.
 
 When it fails: run the same command again; it asks for what is lacking.
 Exit status: 0 every id is received, or the service has no spectrum of it; 1 some failed; 2 wrong
@@ -69,6 +69,8 @@ def parse_args(argv=None):
     parser.add_argument("--confirm", action="store_true",
                         help="ask the TAP service about sources without a spectrum")  # fmt: skip
     parser.add_argument("--no-convert", action="store_true", help="keep the files, make no shards")
+    parser.add_argument("--also", nargs="+", type=Path, default=[], metavar="FILE",
+                        help="files of spectra from elsewhere, for the same shards")  # fmt: skip
     add_form_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="make finished shards again")
     parser.add_argument("--log", type=Path, help=f"default: DATA_DIR/logs/{SCRIPT}.log")
@@ -120,12 +122,11 @@ def fate_of(args, log, fetch):
 
 
 def make_shards(args, argv, kept, log) -> int:
-    """The shards of all that is kept; the exit status."""
-    if args.no_convert or not kept.files():
+    """The shards of all that is kept, and of --also; the exit status."""
+    paths = [*kept.files(), *args.also]
+    if args.no_convert or not paths:
         return 0
-    return convert_files(
-        SCRIPT, args, argv, find_inputs(kept.files(), args), log, sampled_columns
-    )  # fmt: skip
+    return convert_files(SCRIPT, args, argv, find_inputs(paths, args), log, sampled_columns)
 
 
 @usage_exit
