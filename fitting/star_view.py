@@ -53,7 +53,7 @@ def _unused(stars, used, channels):
     flux, reasons = unused_bands(stars.surveys, stars.inputs)
     for survey, places in channels.photometry.items():
         if survey in stars.without:
-            reasons[:, places - channels.n_xp] = "left out in step 9"
+            reasons[:, places - channels.n_xp] = "left out"
     bands = used[:, channels.n_xp :]
     return np.where(bands, np.nan, flux), np.where(bands, "", reasons)
 

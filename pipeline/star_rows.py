@@ -97,7 +97,7 @@ def _survey(data_dir, name, fid, ids, release):
 
 
 def _rows(reader, ids, names):
-    """{name: (n, ...)} of the rows of ids (n,), NaN, b"" or 0 where there is none, and `matched`."""
+    """{name: (n, ...)} of the rows of ids (n,), NaN, b"" or 0 without a row, and `matched`."""
     index = join_rows(ids, reader.source_id())
     present = np.unique(index[index >= 0])
     place = np.where(index >= 0, np.searchsorted(present, index), -1)

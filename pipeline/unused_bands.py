@@ -36,12 +36,12 @@ def _of_band(band, survey, table, metadata):
         for row in np.flatnonzero(rows & (reasons == "")):
             reasons[row] = words(row)
 
-    add(~table["matched"], lambda row: f"no {survey.title} match")
+    add(~table["matched"], lambda row: "no match")
     add(np.isnan(flux), lambda row: "not measured")
     for cut in (*survey.cuts, *band.cuts):
         values = cut_values(cut, table, metadata)
         add(~passes(cut, table, metadata), lambda row, c=cut, v=values: _words(c, v[row]))
-    add(~use, lambda row: "error too large")
+    add(~use, lambda row: "large error")
     return flux, reasons
 
 

@@ -4,8 +4,8 @@
     python tools/plot_star.py 4295806720 --data-dir data --model output_folder/
     python tools/plot_star.py --ids stars.txt --data-dir data --model output_folder/ --format pdf
 
-Reads, of the shards of DATA_DIR that hold them, the stars' rows of step 10 and of step 9, the match
-files of the surveys (where they are there: why a band is not used), and the model that step 10 used.
+Reads, of the shards of DATA_DIR that hold them, the stars' rows of steps 10 and 9, the match files
+of the surveys (where there are any: why a band is not used), and the model of step 10.
 Writes OUT/star_{source_id}.png: observed spectrum and photometry, the model's at its own solution
 with the learned scatter, what is left in units of the learned noise with the star's errors; where
 the star is among the training stars, and the posterior of its parameters; and these as a table,

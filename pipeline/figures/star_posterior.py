@@ -7,13 +7,14 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.figures.arrays import checked
+from pipeline.figures.star_text import named, with_error
 from pipeline.figures.style import (
     BLUE,
     GREEN,
     MID_BLUE,
     PALE_BLUE,
     VERMILION,
-    in_unit,
+    corner,
     wrapped,
 )
 from pipeline.schema import LabelSet
@@ -25,6 +26,7 @@ NEAR_SIGMAS = 9.0  # what is so near, beside it, is brought into the frame
 SHARES = (0.997, 0.95, 0.68)  # of the training stars, within the contours
 GRID = 120
 GREYS = ("#ececec", "#d6d6d6", "#bcbcbc")
+SAND = "#f6e3b5"
 UPSIDE_DOWN = ("teff", "logg")  # as astronomers draw them
 
 
@@ -94,7 +96,8 @@ def draw_star_posterior(figure, star):
     overview = figure.add_subplot(grid[:, 0])
     _overview(overview, star)
     for k, pair in enumerate(pairs):
-        _pair(figure.add_subplot(grid[k // across, 1 + k % across]), star, pair)
+        ax = figure.add_subplot(grid[k // across, 1 + k % across])
+        _pair(ax, star, pair, n_ticks=6 - 2 * (across - 1))
     handles = {}
     for ax in figure.axes:
         handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
@@ -114,7 +117,7 @@ def _overview(ax, star):
     _marks(ax, star, at)
     low, high = np.min(corners, 0), np.max(corners, 0)
     margin = 0.05 * (high - low) + 2e-2 * star.err[at]
-    _frame(ax, star, at, low - margin, high + margin)
+    _frame(ax, star, at, low - margin, high + margin, 4)
     ax.set_title("among the training stars", fontsize=9.5)
 
 
@@ -147,28 +150,39 @@ def _density(weights, means, covs, x, y):
 
 
 # --- Pairs of parameters ----------------------------------------------------------------------
-def _pair(ax, star, names):
+def _pair(ax, star, names, n_ticks):
     at = _places(star, names)
     centre, err = star.est[at], star.err[at]
     low, high = centre - FRAME_SIGMAS * err, centre + FRAME_SIGMAS * err
     near = [star.model_est[at] - star.model_err[at], star.model_est[at] + star.model_err[at]]
     if names[1] == PARALLAX.name:
         near += [np.array([centre[0], star.plx + side * star.plx_err]) for side in (-1.3, 1.3)]
-        _observed_parallax(ax, star)
     for point in near:
         if (np.abs(point - centre) < NEAR_SIGMAS * err).all():
             low, high = np.minimum(low, point - 0.3 * err), np.maximum(high, point + 0.3 * err)
     _marks(ax, star, at)
-    _frame(ax, star, at, low, high)
+    _frame(ax, star, at, low, high, n_ticks)
+    if names[1] == PARALLAX.name:
+        _observed_parallax(ax, star)
     for k, axis in enumerate((ax.axhspan, ax.axvspan)):
         if names[1 - k] == EXTINCTION.name and (low[1 - k]) < 0:
             axis(low[1 - k], 0, color="#f0f0f0", lw=0, zorder=0)  # no dust is less than none
 
 
 def _observed_parallax(ax, star):
-    if np.isfinite([star.plx, star.plx_err]).all():
-        span = (star.plx - star.plx_err, star.plx + star.plx_err)
-        ax.axhspan(*span, color="#f6e3b5", lw=0, zorder=0, label="observed parallax, 1 σ")
+    """The observed parallax with its error, or where it is, if that is outside the frame."""
+    if not np.isfinite([star.plx, star.plx_err]).all():
+        return
+    low, high = ax.get_ylim()
+    span = (star.plx - star.plx_err, star.plx + star.plx_err)
+    if span[0] < high and span[1] > low:
+        ax.axhspan(*span, color=SAND, lw=0, zorder=0, label="observed parallax, 1 σ")
+        ax.set_ylim(low, high)
+    else:
+        above = span[0] >= high
+        place = {"y": 0.97, "va": "top"} if above else {"y": 0.03, "va": "bottom"}
+        words = f"observed: {with_error(star.plx, star.plx_err)} {'↑' if above else '↓'}"
+        corner(ax, words, **place)
 
 
 def _places(star, names):
@@ -176,16 +190,14 @@ def _places(star, names):
     return [place[name] for name in names]
 
 
-def _frame(ax, star, at, low, high):
+def _frame(ax, star, at, low, high, n_ticks):
     parameters = [star.labels.parameters[k] for k in at]
-    for k, (setter, parameter) in enumerate(
-        zip((ax.set_xlim, ax.set_ylim), parameters, strict=True)
-    ):
-        upside_down = parameter.name in UPSIDE_DOWN
-        setter((high[k], low[k]) if upside_down else (low[k], high[k]))
-    ax.set_xlabel(in_unit(parameters[0].symbol, parameters[0]))
-    ax.set_ylabel(in_unit(parameters[1].symbol, parameters[1]))
-    ax.xaxis.set_major_locator(MaxNLocator(4))
+    for k, set_limits in enumerate((ax.set_xlim, ax.set_ylim)):
+        upside_down = parameters[k].name in UPSIDE_DOWN
+        set_limits((high[k], low[k]) if upside_down else (low[k], high[k]))
+    ax.set_xlabel(named(parameters[0]))
+    ax.set_ylabel(named(parameters[1]))
+    ax.xaxis.set_major_locator(MaxNLocator(n_ticks))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.ticklabel_format(useOffset=False)
 

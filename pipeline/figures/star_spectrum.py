@@ -7,11 +7,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from pipeline.figures.arrays import checked
 from pipeline.figures.spectra import band_symbol
-from pipeline.figures.style import BLACK, BLUE, GREY, PALE_BLUE, VERMILION
+from pipeline.figures.style import BLACK, BLUE, GREY, PALE_BLUE, VERMILION, corner
 
 MOST_SIGMAS = 6.0  # shown of residuals; larger ones are at the edge
 FRAME_NM = (384.0, 1000.0)  # of the XP spectrum, at least
 PALE = "#f2f2f2"
+ORDER = ("observed", "observed, finer", "model", "model's own scatter")  # in the legend
 
 
 @dataclass
@@ -65,7 +66,7 @@ def draw_star_spectrum(figure, star):
     """Observed and model flux, XP beside photometry, residuals below: into a (sub)figure."""
     shown = [star.has_xp, star.has_bands]
     widths = [w for w, there in zip((3.3, 1.35), shown, strict=True) if there]
-    heights = [2.3, 1.0] if star.has_model else [1.0]
+    heights = [2.2, 1.15] if star.has_model else [1.0]
     axes = figure.subplots(
         len(heights), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights
     )
@@ -94,7 +95,7 @@ def _xp(axes, star):
         model * np.exp(own) / unit,
         color=PALE_BLUE,
         lw=0,
-        label="its scatter for such stars",
+        label="model's own scatter",
     )
     ax.plot(x, model / unit, color=BLUE, label="model")
     style = {"ms": 3.4, "color": BLACK, "elinewidth": 1.0, "mew": 0, "zorder": 4}
@@ -124,7 +125,7 @@ def _legend(ax, star):
     }
     kept = [(h, w) for h, w in zip(handles, words, strict=True) if there.get(w, star.has_model)]
     if kept:
-        order = sorted(kept, key=lambda pair: pair[1] != "observed")
+        order = sorted(kept, key=lambda pair: ORDER.index(pair[1]))
         ax.legend(*zip(*order, strict=True), loc="best", handlelength=1.4, labelspacing=0.3)
 
 
@@ -135,7 +136,7 @@ def _exponent(flux):
 
 
 def _flux_words(exponent):
-    return rf"flux ($10^{{{exponent - 18}}}$ W m$^{{-2}}$ nm$^{{-1}}$)"
+    return r"flux" + "\n" + rf"($10^{{{exponent - 18}}}$ W m$^{{-2}}$ nm$^{{-1}}$)"
 
 
 def _flux_limits(flux):
@@ -177,13 +178,14 @@ def _bands(axes, star):
     )
     ax.set_yscale("log")
     _log_frame(ax, np.concatenate([flux, model, np.where(measured, star.unused, np.nan)]))
-    ax.set_title("photometry" + (", hollow: not used" if measured.any() else ""), fontsize=9.5)
+    if measured.any():
+        corner(ax, "○ not used", fontsize=9, color="#555555", y=0.03, va="bottom")
     names = [f"{band_symbol(w)}\n{w / 1000:.3g}" for w in star.wavelengths[n:]]
     for one in axes:
         one.set_xlim(-0.6, len(at) - 0.4)
         one.set_xticks(at, [""] * len(at))
     axes[-1].set_xticks(at, names)
-    axes[-1].set_xlabel("band (µm)")
+    axes[-1].set_xlabel("photometric band (µm)")
     if len(axes) > 1:
         axes[1].axhspan(-1, 1, color=PALE, lw=0)
         _draw_residuals(axes[1], at, star.residual[n:], 5)

@@ -2,15 +2,16 @@
 
 import numpy as np
 
-from pipeline.figures.star_text import Line, digits_of, with_error
-from pipeline.figures.style import VERMILION, in_unit, number
+from pipeline.figures.star_text import Line, digits_of, named, with_error
+from pipeline.figures.style import VERMILION, number
 from pipeline.schema import flags
 from pipeline.schema.labels import PARALLAX
 
 SOFT = "#555555"
 INPUT = "#8a5a00"  # of the flags of the input: a dark orange
 ROW = 0.215  # inches, of a table's row
-COLUMNS = {"solution": 1.35, "forward model": 3.05, "second mode": 4.65, "confidence": 5.85}
+NAMES = 1.45  # inches, of the column of names
+COLUMNS = {"solution": 1.75, "forward model": 1.65, "second mode": 1.1, "confidence": 0.9}
 BESIDE = 6.9  # inches, where the lines beside the table begin
 NEAR_ENOUGH = 0.2  # relative error of a parallax below which its inverse is a distance
 PC_MAS = 1000.0  # parallax in mas of 1 pc
@@ -26,13 +27,15 @@ def add_parameters(text, row, labels):
     used = [name for name in COLUMNS if any(cell[name] for cell in cells)]
     beside = _beside(row, parameters)
     beside += [""] * (len(cells) + 1 - len(beside))
-    head = [(COLUMNS[name], name, {"color": SOFT, "fontsize": 9}) for name in used]
+    places = NAMES + np.cumsum([0.0, *(COLUMNS[name] for name in used)])
+    at = dict(zip(used, places, strict=False))
+    head = [(at[name], name, {"color": SOFT, "fontsize": 9}) for name in used]
     lines = [head]
     for (x, place), cell in zip(shown, cells, strict=True):
-        name = in_unit(x.symbol, x) + ("" if place is not None else "*")
+        name = named(x) + ("" if place is not None else " *")
         doubtful = {"color": VERMILION} if _low(cell["confidence"]) else {}
         styles = {"confidence": doubtful, "solution": {"fontweight": "bold"}}
-        pieces = [(COLUMNS[one], cell[one], styles.get(one, {})) for one in used]
+        pieces = [(at[one], cell[one], styles.get(one, {})) for one in used]
         lines.append([(0.0, name, {}), *pieces])
     lines += [[] for _ in range(len(beside) - len(lines))]
     for pieces, words in zip(lines, beside, strict=True):
@@ -43,7 +46,7 @@ def add_parameters(text, row, labels):
 
 
 def _cells(row, parameter, place):
-    """{column: text} of a parameter or label; place: among the parameters, None where it is none."""
+    """{column: text} of a parameter or label; place: among the parameters, None of no such one."""
     of = {"solution": "stellar_params", "forward model": "model_params"}
     cells = dict.fromkeys(COLUMNS, "")
     for column, name in of.items():
@@ -118,6 +121,7 @@ def add_flags(text, row, labels):
         ("input_flags", flags.InputFlag, INPUT),
     )
     for name, bits, colour in kinds:
+        text.add("", height=0.07)
         value = int(row[name])
         found = set_flags(bits, value)
         text.add(f"{name} {value}" + ("" if found else ": none is set"), fontweight="bold")

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.figures.style import BLACK, WIDTH, number
+from pipeline.figures.style import BLACK, WIDTH, in_unit, number
 
 MARGIN = 0.16  # inches, at the left
 LINE = 0.2  # inches, of text of SIZE
 SIZE = 9.5  # points
+MOST_CHARACTERS = 14  # of the name of a parameter
 INCH_A_CHARACTER = 0.079  # of text of SIZE, on average and a little more
 
 
@@ -51,6 +52,14 @@ class Text:
             for x, words, style in line.pieces:
                 style = {"fontsize": SIZE, "color": BLACK, "va": "baseline"} | style
                 figure.text((MARGIN + x) / WIDTH, (y + 0.05) / height, words, **style)
+
+
+def named(parameter):
+    """Symbol and unit of a label or parameter; a long one is cut."""
+    symbol = parameter.symbol
+    if "$" not in symbol and len(symbol) > MOST_CHARACTERS:
+        symbol = symbol[: MOST_CHARACTERS - 1].rstrip() + "…"
+    return in_unit(symbol, parameter)
 
 
 def with_error(value, err):
