@@ -150,7 +150,7 @@ def test_a_damaged_shard_does_not_stop_the_others(sky, capsys):
     ("words", "said"),
     [
         (["5.85e18"], "'5.85e18' is no source id"),
-        (["-5"], "arguments"),
+        (["-5"], "'-5' is no source id"),
         ([str(2**63)], "is no source id"),
         ([], "no source id: give some"),
         (["--ids", "/nowhere/ids"], "cannot be read"),
@@ -172,11 +172,12 @@ def test_wrong_usage_is_one_line_and_status_2(sky, words, said, capsys):
 
 def test_ids_are_looked_for_in_the_shards_of_their_pixels_first(sky, monkeypatch):
     opened, whole = [], star_rows.open_shard
-    monkeypatch.setattr(
-        star_rows,
-        "open_shard",
-        lambda d, kind, fid, r: opened.append(fid) or whole(d, kind, fid, r),
-    )
+
+    def look(data_dir, kind, fid, release):
+        opened.append(fid)
+        return whole(data_dir, kind, fid, release)
+
+    monkeypatch.setattr(star_rows, "open_shard", look)
     ids = np.array(sky.ids(sky.done)[:3])
     assert list(star_rows.find_ids(sky.folder, "opt_output", ids, RELEASE, {})) == [sky.done]
     assert opened == [sky.done]

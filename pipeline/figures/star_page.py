@@ -70,7 +70,7 @@ def _head(page):
         names = ", ".join(flag.name for flag in found)
         text.wrap(f"Flags: {names}", color=VERMILION, fontweight="bold")
     else:
-        text.add("No quality flag is set", color=GREEN, fontweight="bold")
+        text.add("No quality flag is set.", color=GREEN, fontweight="bold")
     if page.why:
         text.wrap(page.why)
     return text

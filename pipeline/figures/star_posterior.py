@@ -118,7 +118,8 @@ def _overview(ax, star):
     low, high = np.min(corners, 0), np.max(corners, 0)
     margin = 0.05 * (high - low) + 2e-2 * star.err[at]
     _frame(ax, star, at, low - margin, high + margin, 4)
-    ax.set_title("among the training stars", fontsize=9.5)
+    shares = ", ".join(f"{100 * share:.3g}" for share in SHARES[::-1])
+    ax.set_title(f"among the training stars ({shares}%)", fontsize=9.5)
 
 
 def _contours(ax, types, at):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.figures.star_text import Line, digits_of, named, with_error
+from pipeline.figures.star_text import LINE, Line, digits_of, named, with_error
 from pipeline.figures.style import VERMILION, number
 from pipeline.schema import flags
 from pipeline.schema.labels import PARALLAX
@@ -97,15 +97,13 @@ def _notes(labels):
     within = ", ".join(
         f"{x.tolerance * x.scale:g} {x.shown_unit}".strip() + f" ({x.title})" for x in labels
     )
-    notes = [f"confidence: the probability of being within 3 σ and {within} of the truth"]
-    if any(not x.forward for x in labels):
-        notes.append("* by the direct estimate alone")
-    notes += [
-        f"{p.title}: in {p.unit}"
-        for p in labels.parameters
-        if p.unit != p.shown_unit and not p.shown_unit
+    rest = [] if labels.forward == labels else ["*: by the direct estimate alone"]
+    rest += [f"{p.title}: in {p.unit}" for p in labels.parameters if p.unit and not p.shown_unit]
+    return [
+        "residuals, χ²: under the learned noise with this star's errors, χ² with correlations",
+        f"confidence: the probability of being within 3 σ and {within} of the truth",
+        "; ".join(rest),
     ]
-    return ["; ".join(notes)]
 
 
 # --- Flags ------------------------------------------------------------------------------------
@@ -115,16 +113,16 @@ def set_flags(bits, value):
 
 
 def add_flags(text, row, labels):
-    """Add what each flag of a star that is set means."""
+    """Add what each flag of a star that is set means; nothing where none is."""
     kinds = (
         ("quality_flags", flags.quality_flag(labels), VERMILION),
         ("input_flags", flags.InputFlag, INPUT),
     )
     for name, bits, colour in kinds:
-        text.add("", height=0.07)
         value = int(row[name])
         found = set_flags(bits, value)
-        text.add(f"{name} {value}" + ("" if found else ": none is set"), fontweight="bold")
+        if found:
+            text.add(f"{name} {value}", height=LINE + 0.07, fontweight="bold")
         for flag in found:
             words = flag.text.replace("chi^2", "χ²")
             text.wrap(f"{flag.name} ({flag.value}): {words}", indent="    ", color=colour)
