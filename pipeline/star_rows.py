@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.errors import ShardError
 from pipeline.read import join_rows, open_shard, take_rows
+from pipeline.run import progress
 from pipeline.schema import KINDS, SURVEYS, photometry_columns
 from pipeline.select import list_fids
 
@@ -39,7 +40,8 @@ def find_ids(data_dir, kind, ids, release, failed):
     edges = {fid: tuple(int(edge) for edge in fid.split("-")) for fid in fids}
     pixel = release.pixel(left)
     likely = [fid for fid in fids if _within(pixel, *edges[fid]).any()]
-    for fid in [*likely, *(fid for fid in fids if fid not in set(likely))]:
+    others = [fid for fid in fids if fid not in set(likely)]
+    for fid in [*likely, *progress(others, f"ids in {KINDS[kind].folder}")]:
         if not len(left):
             break
         try:

@@ -77,7 +77,7 @@ def test_each_star_has_a_page_and_each_other_id_the_reason_why_not(sky, capsys):
 def test_ids_may_come_from_a_file_and_pages_be_pdf(sky, tmp_path):
     one, other = sky.ids(sky.done)[:2]
     listed = tmp_path / "ids.txt"
-    listed.write_text(f"# stars\n{one}, a note\n\n")
+    listed.write_text(f"source_id,note\n# stars\n{one}, a note\n\nGaia DR3 {one}\n")
     status, pages = sky.plot("--ids", listed, other, "--format", "pdf")
     assert (status, pages) == (0, sorted([f"star_{one}.pdf", f"star_{other}.pdf"]))
 

@@ -32,6 +32,7 @@ from pipeline.star_rows import CATALOGUE, INPUT, find_ids, read_stars, why_missi
 
 SCRIPT = "plot_star"
 FORMATS = ("png", "pdf")
+CHUNK_STARS = 64  # read at a time
 
 
 def parse_args(argv=None):
@@ -68,20 +69,28 @@ def parse_args(argv=None):
 # --- Which stars ------------------------------------------------------------------------------
 def wanted_ids(args):
     """The ids asked for (n,) int64, each once, in their order. UsageError where one is no id."""
-    words = list(args.source_id)
+    words = [word.removeprefix(args.release.title).strip() for word in args.source_id]
     if args.ids is not None:
-        try:
-            lines = args.ids.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{args.ids}: cannot be read ({error})") from error
-        fields = (line.split("#")[0].replace(",", " ").split() for line in lines)
-        words += [field[0] for field in fields if field]
+        words += listed_ids(args.ids, args.release.title)
     odd = [word for word in words if not word.isdecimal() or int(word) >= 2**63]
     if odd:
         raise UsageError(f"{odd[0]!r} is no source id: give whole numbers, all digits of them")
     if not words:
         raise UsageError("no source id: give some, or --ids FILE")
     return np.array(list(dict.fromkeys(map(int, words))), np.int64)
+
+
+def listed_ids(path, title):
+    """The first words of the lines of a text file, less a headline, comments, and the release's
+    title before an id. UsageError where it cannot be read."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
+    lines = (line.split("#")[0].strip(' \t"').removeprefix(title) for line in lines)
+    words = [line.replace(",", " ").split()[0].strip('"') for line in lines if line.strip(" ,\t")]
+    headed = words and not any(letter.isdigit() for letter in words[0])
+    return words[1:] if headed else words
 
 
 def check_inputs(args):
@@ -111,37 +120,44 @@ def check_state(args, fid):
 
 
 # --- Pages ------------------------------------------------------------------------------------
-def draw_pages(args, fid, ids, trained, log, failed):
-    """Draw the pages of the stars ids (n,) of a shard; reasons of those that fail go into failed
-    {id: reason}."""
+def pages_of(args, fid, ids, trained):
+    """Yield (id, its `StarPage`) of the stars ids (n,) of a shard."""
     from fitting.star_view import star_pages
-    from pipeline.figures import star_page
 
     check_state(args, fid)
-    stars = read_stars(args.data_dir, fid, ids, args.release)
-    pages = star_pages(stars, trained, args.release)
-    for source_id, page in zip(ids.tolist(), pages, strict=True):
-        with collect_failure(source_id, failed, log, fatal=UsageError):
-            path = star_page(args.out / f"star_{source_id}.{args.format}", page)
-            log.info("%s: written", path)
+    for start in range(0, len(ids), CHUNK_STARS):
+        some = ids[start : start + CHUNK_STARS]
+        stars = read_stars(args.data_dir, fid, some, args.release)
+        yield from zip(some.tolist(), star_pages(stars, trained, args.release), strict=True)
 
 
-def failures(args, ids, log):
-    """Draw all pages there can be; {id: why it has none}."""
+def draw_pages(args, fid, ids, trained, log):
+    """Draw the pages of the stars ids (n,) of a shard; {id: why it has none} of the others."""
+    from pipeline.figures import star_page
+
+    left, failed, whole = dict.fromkeys(ids.tolist()), {}, {}
+    with collect_failure(fid, whole, log):
+        for one, page in progress(pages_of(args, fid, ids, trained), fid, "star", len(ids)):
+            del left[one]
+            with collect_failure(one, failed, log):
+                path = star_page(args.out / f"star_{one}.{args.format}", page)
+                log.info("%s: written", path)
+    return failed | dict.fromkeys(left, whole.get(fid))
+
+
+def draw_all(args, ids, log):
+    """Draw all pages there can be; {id: why it has none} of the others."""
     from fitting.model_file import load_model  # TensorFlow takes seconds to load
 
-    failed, bad_shards = {}, {}
+    bad_shards = {}
     found = find_ids(args.data_dir, CATALOGUE, ids, args.release, bad_shards)
     placed = np.concatenate([*found.values(), np.empty(0, np.int64)])
-    failed |= why_missing(args.data_dir, np.setdiff1d(ids, placed), args.release, bad_shards)
+    failed = why_missing(args.data_dir, np.setdiff1d(ids, placed), args.release, bad_shards)
     for fid, reason in bad_shards.items():
         log.warning("%s: not looked into: %s", fid, reason)
     trained = load_model(args.model / MODEL_FILE, args.release) if found else None
-    for fid, here in progress(found.items(), SCRIPT):
-        whole = {}
-        with collect_failure(fid, whole, log, fatal=UsageError):
-            draw_pages(args, fid, here, trained, log, failed)
-        failed |= {int(one): reason for reason in whole.values() for one in here}
+    for fid, here in found.items():
+        failed |= draw_pages(args, fid, here, trained, log)
     return failed
 
 
@@ -151,7 +167,7 @@ def main(argv=None) -> int:
     ids = wanted_ids(args)
     check_inputs(args)
     log = setup_logging(SCRIPT, args.log, args)
-    failed = failures(args, ids, log)
+    failed = draw_all(args, ids, log)
     lines = [f"{SCRIPT}: {len(ids) - len(failed)} of {len(ids)} pages in {args.out}"]
     lines += [f"  {one}: {failed[one]}" for one in ids.tolist() if one in failed]
     log.info("\n".join(lines), extra={"summary": True})
