@@ -155,12 +155,13 @@ def _pair(ax, star, names, n_ticks):
     at = _places(star, names)
     centre, err = star.est[at], star.err[at]
     low, high = centre - FRAME_SIGMAS * err, centre + FRAME_SIGMAS * err
-    near = [star.model_est[at] - star.model_err[at], star.model_est[at] + star.model_err[at]]
+    beside = [(star.model_est[at], star.model_err[at]), (star.second_est[at], 0.0 * err)]
     if names[1] == PARALLAX.name:
-        near += [np.array([centre[0], star.plx + side * star.plx_err]) for side in (-1.3, 1.3)]
-    for point in near:
-        if (np.abs(point - centre) < NEAR_SIGMAS * err).all():
-            low, high = np.minimum(low, point - 0.3 * err), np.maximum(high, point + 0.3 * err)
+        beside.append((np.array([centre[0], star.plx]), np.array([0.0, 1.3 * star.plx_err])))
+    for point, reach in beside:
+        if (np.abs(point - centre) < NEAR_SIGMAS * err).all() and np.isfinite(reach).all():
+            margin = np.minimum(reach, NEAR_SIGMAS * err) + 0.4 * err
+            low, high = np.minimum(low, point - margin), np.maximum(high, point + margin)
     _marks(ax, star, at)
     _frame(ax, star, at, low, high, n_ticks)
     if names[1] == PARALLAX.name:

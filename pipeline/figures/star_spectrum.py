@@ -65,7 +65,9 @@ class StarSpectrum:
 def draw_star_spectrum(figure, star):
     """Observed and model flux, XP beside photometry, residuals below: into a (sub)figure."""
     shown = [star.has_xp, star.has_bands]
-    widths = [w for w, there in zip((3.3, 1.35), shown, strict=True) if there]
+    n_bands = len(star.wavelengths) - star.n_xp
+    widths = (3.3, np.clip(0.27 * n_bands, 0.9, 2.4))  # a band has room for its name
+    widths = [width for width, there in zip(widths, shown, strict=True) if there]
     heights = [2.2, 1.15] if star.has_model else [1.0]
     axes = figure.subplots(
         len(heights), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights

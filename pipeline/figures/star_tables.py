@@ -5,7 +5,7 @@ import numpy as np
 from pipeline.figures.star_text import LINE, Line, digits_of, named, with_error
 from pipeline.figures.style import VERMILION, number
 from pipeline.schema import flags
-from pipeline.schema.labels import PARALLAX
+from pipeline.schema.labels import EXTINCTION, PARALLAX, XI
 
 SOFT = "#555555"
 INPUT = "#8a5a00"  # of the flags of the input: a dark orange
@@ -98,10 +98,12 @@ def _notes(labels):
         f"{x.tolerance * x.scale:g} {x.shown_unit}".strip() + f" ({x.title})" for x in labels
     )
     rest = [] if labels.forward == labels else ["*: by the direct estimate alone"]
-    rest += [f"{p.title}: in {p.unit}" for p in labels.parameters if p.unit and not p.shown_unit]
+    for one in (XI, EXTINCTION):
+        unit = f", in {one.unit}" if one.unit and not one.shown_unit else ""
+        rest.append(f"{one.symbol}: {one.text.split(';')[0]}{unit}")
     return [
         "residuals, χ²: under the learned noise with this star's errors, χ² with correlations",
-        f"confidence: the probability of being within 3 σ and {within} of the truth",
+        f"confidence: probability of being within 3 σ and {within} of the truth",
         "; ".join(rest),
     ]
 
