@@ -26,6 +26,7 @@ NEAR_SIGMAS = 9.0  # what is so near, beside it, is brought into the frame
 SHARES = (0.997, 0.95, 0.68)  # of the training stars, within the contours
 GRID = 120
 GREYS = ("#ececec", "#d6d6d6", "#bcbcbc")
+ROOM_FOR_WORDS = 0.25  # of a panel's height
 SAND = "#f6e3b5"
 UPSIDE_DOWN = ("teff", "logg")  # as astronomers draw them
 
@@ -181,7 +182,8 @@ def _observed_parallax(ax, star):
         ax.axhspan(*span, color=SAND, lw=0, zorder=0, label="observed parallax, 1 σ")
         ax.set_ylim(low, high)
     else:
-        above = span[0] >= high
+        above, room = span[0] >= high, ROOM_FOR_WORDS * (high - low)
+        ax.set_ylim((low, high + room) if above else (low - room, high))
         place = {"y": 0.97, "va": "top"} if above else {"y": 0.03, "va": "bottom"}
         words = f"observed: {with_error(star.plx, star.plx_err)} {'↑' if above else '↓'}"
         corner(ax, words, **place)
