@@ -19,6 +19,7 @@ import logging
 
 import numpy as np
 
+from pipeline.extinction_law import BLUE_NM, VISUAL_NM, interpolation, varies
 from pipeline.quiet_tensorflow import tf, without_notices
 
 # First guess of the mean extinction curve: ln R = ln[2 (lambda / 550 nm)^-1.5]. The factor 2 sets
@@ -26,9 +27,6 @@ from pipeline.quiet_tensorflow import tf, without_notices
 EXT_CURVE_NORM = 2.0
 EXT_CURVE_PIVOT_NM = 550.0
 EXT_CURVE_SLOPE = -1.5
-
-# The extinction curve has no xi-variation redward of this: W1 and W2 carry too little of it.
-XI_MAX_WAVELENGTH_NM = 3000.0
 
 # ln flux is held within these bounds, so that a wild trial point cannot overflow float32.
 LN_FLUX_LIMIT = 40.0
@@ -91,7 +89,9 @@ class FluxModel(tf.Module):
             initial_ln_ext_curve(wavelengths), dtype=tf.float32, name="ln_ext_curve"
         )
         self.ln_ext_curve_xi = tf.Variable(tf.zeros(n_wl), name="ln_ext_curve_xi")
-        self.xi_mask = tf.constant(wavelengths < XI_MAX_WAVELENGTH_NM, tf.float32)
+        self.xi_mask = tf.constant(varies(wavelengths), tf.float32)
+        at = np.transpose([interpolation(wavelengths, nm) for nm in (BLUE_NM, VISUAL_NM)])
+        self.blue_visual = tf.constant(at, tf.float32)  # (n_wl, 2)
 
     @property
     def network_variables(self):
@@ -144,6 +144,12 @@ class FluxModel(tf.Module):
         t = tf.tanh(xi)[:, None]
         slope = self.ln_ext_curve_xi * self.xi_mask
         return tf.exp(self.ln_ext_curve + slope * t), slope * (1.0 - t * t)
+
+    def r55(self, xi):
+        """R(55) (B,) for xi (B,), as pipeline/extinction_law.py defines it; NaN where the model
+        has no wavelengths about 440 and 550 nm."""
+        blue, visual = tf.unstack(tf.math.log(self.ext_curve(xi)[0]) @ self.blue_visual, axis=1)
+        return 1.0 / tf.math.expm1(blue - visual)
 
     def flux(self, z, xi, ext, ln_plx):
         """Observed flux (B, n_wl) from z (B, K), xi (B,), E (B,), ln parallax/mas (B,)."""
@@ -220,6 +226,10 @@ class ExportedModel(tf.Module):
     def predict_ln_ext_curve(self, xi):
         return tf.math.log(self._model.ext_curve(tf.cast(xi, tf.float32))[0])
 
+    @tf.function
+    def predict_R55(self, xi):  # noqa: N802
+        return self._model.r55(tf.cast(xi, tf.float32))
+
 
 def export(model, path):
     """Write `model` as a TensorFlow SavedModel into the folder `path`.
@@ -229,6 +239,7 @@ def export(model, path):
         m.predict_observed_flux(stellar_type, E, plx)     xi = 0: flux (N, n)
         m.predict_obs_flux(stellar_type, xi, E, plx)      flux (N, n)
         m.predict_ln_ext_curve(xi)                        (N,) -> ln R (N, n)
+        m.predict_R55(xi)                                 (N,) -> A(550) / [A(440) - A(550)] (N,)
         m._sample_wavelengths (nm), m._ln_ext_curve       (n,)
     stellar_type in (kK, dex, dex), plx in mas, fluxes in 1e-18 W m^-2 nm^-1. Arguments may be
     float32 or float64 arrays or tensors, all of one type in a call.
@@ -240,6 +251,7 @@ def export(model, path):
         exported.predict_observed_flux.get_concrete_function(theta, vector, vector)
         exported.predict_obs_flux.get_concrete_function(theta, vector, vector, vector)
         exported.predict_ln_ext_curve.get_concrete_function(vector)
+        exported.predict_R55.get_concrete_function(vector)
     tf.saved_model.save(exported, str(path))
 
 

@@ -212,6 +212,7 @@ USE_EXPORT = """
             out[key + "observed"] = m.predict_observed_flux(theta, E, plx)
             out[key + "obs"] = m.predict_obs_flux(theta, xi, E, plx)
             out[key + "curve"] = m.predict_ln_ext_curve(xi)
+            out[key + "R55"] = m.predict_R55(xi)
             out[key + "keywords"] = m.predict_obs_flux(stellar_type=theta, xi=xi, E=E, plx=plx)
     np.savez(output, **{k: np.asarray(v) for k, v in out.items()})
 """
@@ -237,6 +238,7 @@ def test_saved_model_equals_the_model_where_the_project_is_not_installed(tmp_pat
     expected = {
         "intrinsic": model.ln_flux(z),
         "curve": np.log(model.ext_curve(xi)[0]),
+        "R55": model.r55(xi),
         "obs": model.flux(*stars),
         "keywords": model.flux(*stars),
         "observed": model.flux(z, 0 * xi, ext, ln_plx),
