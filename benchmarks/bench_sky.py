@@ -77,29 +77,33 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+# A small process starts the one to measure: the largest size of a process is told to be no smaller
+# than that of the one that started it.
+LAUNCH = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+sys.exit(status)
+"""
+
+
 def measured(command):
     """(exit status, peak memory in GB, CPU seconds, wall seconds) of a script's command line."""
     start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, sys.executable, *map(str, command)],
         cwd=common.ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
     )
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
-    if process.returncode:
-        sys.stderr.write(errors)
+    wall = time.monotonic() - start
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+    peak, cpu = map(float, done.stdout.split())
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
-    return (
-        process.returncode,
-        usage.ru_maxrss * unit / 1e9,
-        usage.ru_utime + usage.ru_stime,
-        time.monotonic() - start,
-    )
+    return done.returncode, peak * unit / 1e9, cpu, wall
 
 
 def run(command):
