@@ -137,9 +137,10 @@ def _link_entries(folder, own):
 
 
 def publish(own):
-    """Move new entries of a process's `own` folder to where the next processes look."""
+    """Move new entries of a process's `own` folder to where the next processes look, unless another
+    one was faster."""
     for path in own.glob("*.pb"):
-        if not path.is_symlink():
+        if not path.is_symlink() and not any(own.parent.glob(f"{path.name}.*")):
             with contextlib.suppress(OSError):
                 kept = own.parent / f"{path.name}.{_digest(path)}"
                 path.rename(kept)

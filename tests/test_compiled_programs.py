@@ -100,6 +100,15 @@ def test_a_process_links_to_what_another_published(cache):
     assert (other / "a.pb").read_bytes() == b"program"
 
 
+def test_of_two_processes_that_compile_the_same_program_the_first_publishes_it(cache):
+    first, second = programs.open_folder(), programs.open_folder()
+    name = put_entry(first)
+    put_entry(second, content=b"the same, compiled again")
+    programs.publish(first)
+    programs.publish(second)
+    assert [path.name for path in entries(cache)] == [name]
+
+
 @pytest.mark.parametrize("content", [b"", b"progra", b"pr0gram", b"program and more"])
 def test_a_damaged_entry_is_removed_and_not_linked(cache, content):
     own = programs.open_folder()
