@@ -15,6 +15,7 @@ This file knows TensorFlow and arrays, nothing of files, except the export of a 
 SavedModel, whose interface is that of the published model.
 """
 
+import itertools
 import logging
 
 import numpy as np
@@ -209,14 +210,14 @@ class ExportedModel(tf.Module):
         return self._model.ln_flux(z)
 
     @tf.function
+    def _flux(self, stellar_type, xi, E, plx):
+        """Traced once, for float32: the functions for other types call it."""
+        z = self._model.standardise(stellar_type)
+        return self._model.flux(z, xi, E, tf.math.log(plx))
+
+    @tf.function
     def predict_obs_flux(self, stellar_type, xi, E, plx):
-        z = self._model.standardise(tf.cast(stellar_type, tf.float32))
-        return self._model.flux(
-            z,
-            tf.cast(xi, tf.float32),
-            tf.cast(E, tf.float32),
-            tf.math.log(tf.cast(plx, tf.float32)),
-        )
+        return self._flux(*(tf.cast(x, tf.float32) for x in (stellar_type, xi, E, plx)))
 
     @tf.function
     def predict_observed_flux(self, stellar_type, E, plx):
@@ -242,14 +243,20 @@ def export(model, path):
         m.predict_R55(xi)                                 (N,) -> A(550) / [A(440) - A(550)] (N,)
         m._sample_wavelengths (nm), m._ln_ext_curve       (n,)
     stellar_type in (kK, dex, dex), plx in mas, fluxes in 1e-18 W m^-2 nm^-1. Arguments may be
-    float32 or float64 arrays or tensors, all of one type in a call.
+    float32 or float64 arrays or tensors, also of both types in a call.
     """
     exported = ExportedModel(model)
+    for function, n_vectors in (
+        (exported.predict_intrinsic_ln_flux, 0),
+        (exported.predict_observed_flux, 2),
+        (exported.predict_obs_flux, 3),
+    ):
+        for first, *others in itertools.product((tf.float32, tf.float64), repeat=n_vectors + 1):
+            theta = tf.TensorSpec((None, model.n_labels), first)
+            vectors = [tf.TensorSpec((None,), dtype) for dtype in others]
+            function.get_concrete_function(theta, *vectors)
     for dtype in (tf.float32, tf.float64):
-        theta, vector = tf.TensorSpec((None, model.n_labels), dtype), tf.TensorSpec((None,), dtype)
-        exported.predict_intrinsic_ln_flux.get_concrete_function(theta)
-        exported.predict_observed_flux.get_concrete_function(theta, vector, vector)
-        exported.predict_obs_flux.get_concrete_function(theta, vector, vector, vector)
+        vector = tf.TensorSpec((None,), dtype)
         exported.predict_ln_ext_curve.get_concrete_function(vector)
         exported.predict_R55.get_concrete_function(vector)
     tf.saved_model.save(exported, str(path))

@@ -204,9 +204,9 @@ def test_model_spectra_are_predicted_from_exported_parameters_of_mixed_types(exp
     if layout == "zgr23":
         found = saved.predict_observed_flux(theta, ext, plx)
     else:
-        found = saved.predict_obs_flux(theta.astype("f8"), xi, ext.tolist(), plx)
+        found = saved.predict_obs_flux(theta.astype("f8"), xi, ext, plx)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert found.shape[1] == len(saved._sample_wavelengths)
+    assert found.shape[1] == len(saved._sample_wavelengths.numpy())
 
 
 # ---- other labels ----------------------------------------------------------------------------
