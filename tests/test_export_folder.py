@@ -3,14 +3,18 @@ what they are of has changed; FITS tables by rows."""
 
 import hashlib
 import os
+import re
 import shutil
+import warnings
 
+import h5py
 import numpy as np
 import pyarrow.parquet
 import pytest
 from astropy.io import fits
 from export_case import KIND, parts_of, write_catalogue, write_shard
 from helpers import FIDS, flip_bit
+from shard_case import ROOT
 
 from pipeline.export import folder as folders
 from pipeline.export import layouts, published
@@ -69,8 +73,6 @@ def ids_in(path):
 
 
 def published_ids(path):
-    import h5py
-
     with h5py.File(path) as file:
         return file["gdr3_source_id"][:]
 
@@ -313,3 +315,25 @@ def test_fits_tables_follow_one_another_by_id(case, tmp_path):
     found = np.concatenate([ids_in(out / name) for name in names])
     np.testing.assert_array_equal(found, case[1]["gdr3_source_id"])
     assert fits.getdata(out / names[0], 1).names == ["gdr3_source_id", "teff"]
+
+
+# ---- the page --------------------------------------------------------------------------------
+
+
+def test_the_lines_of_the_readme_open_what_was_exported(case, exports, tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    page = (ROOT / "README.md").read_text().split("### Use the catalogue")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for ending in ("fits", "parquet"):
+        assert run(case[0], "table", tmp_path / f"stars.{ending}") == 0
+    shutil.copytree(exports["parquet"], tmp_path / "sky")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.savefig", lambda name: None)
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dex, no unit of FITS
+        exec(code, found)
+    good = case[1]["quality_flags"] < 8
+    good &= case[1]["teff_confidence"] > 0.5
+    assert len(found["good"]) == good.sum() > 20
+    assert len(found["stars"]) == N
