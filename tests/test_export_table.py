@@ -345,6 +345,24 @@ def test_a_cone_has_the_stars_within_and_no_others_also_over_the_pole_and_at_ra_
         assert wanted.any()
 
 
+def test_a_cone_has_its_stars_also_where_ids_say_nothing_of_places(tmp_path):
+    rows = stars(200, seed=9)
+    rows["gdr3_source_id"] = np.random.default_rng(0).permutation(rows["gdr3_source_id"])
+    for fid, part in parts_of(rows, "gdr3_source_id").items():
+        write_shard(tmp_path, fid, part)
+    assert run(tmp_path, "--out", tmp_path / "a.parquet", "--cone", 120, 40, 30) == 0
+    places = SkyCoord(rows["ra"], rows["dec"], unit="deg")
+    wanted = places.separation(SkyCoord(120, 40, unit="deg")).deg <= 30
+    assert wanted.sum() > 3
+    found = read(tmp_path / "a.parquet")["gdr3_source_id"]
+    np.testing.assert_array_equal(found, np.sort(rows["gdr3_source_id"][wanted]))
+
+
+def test_shards_away_from_a_cone_are_not_read(case, tmp_path, capsys):
+    assert run(case[0], "--out", tmp_path / "a.parquet", "--cone", 45, 0.1, 0.01) == 0
+    assert "of 1 shards" in capsys.readouterr().err
+
+
 def test_a_cone_without_stars_is_a_table_without_rows(case, tmp_path):
     for ending in ENDINGS:
         out = tmp_path / f"none{ending}"
@@ -408,7 +426,7 @@ def test_a_star_in_two_shards_is_refused_and_named(tmp_path, capsys):
     rows = stars(50)
     write_shard(tmp_path, FIDS[0], rows)
     write_shard(tmp_path, FIDS[1], {name: v[10:11] for name, v in rows.items()})
-    assert run(tmp_path, "--out", tmp_path / "a.fits") == 2
+    assert run(tmp_path, "--out", tmp_path / "a.fits") == 1
     said = capsys.readouterr().err
     assert str(rows["gdr3_source_id"][10]) in said
     assert FIDS[0] in said
@@ -511,7 +529,7 @@ def test_a_full_disk_leaves_the_old_table(broken, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writers, "arrow_table", full)
-    assert run(data_dir, "--out", out, "--overwrite") == 2
+    assert run(data_dir, "--out", out, "--overwrite") == 1
     assert "No space left on device" in capsys.readouterr().err
     assert out.read_bytes() == b"old"
     assert [p.name for p in data_dir.iterdir() if p.name.startswith(".")] == []

@@ -12,8 +12,8 @@
 Reads DATA_DIR/xp_opt_output_files/xp_opt_output_{fid}.h5 (step 10). Layouts:
 
   table     one flat table, sorted by source id, in the format of the ending of --out: .fits,
-            .parquet, .csv, .ecsv (default where --out ends so); in a stream, so of any size (.ecsv
-            is read by astropy whole: a few million stars at most)
+            .parquet, .csv, .ecsv (default where --out has an ending); in a stream, so of any size
+            (.ecsv is read by astropy whole: a few million stars at most)
   parquet   a folder of Parquet files by place on the sky, of a million stars at most, as a HATS
             collection, which LSDB reads (default)
   fits      a folder of such tables as FITS, of some 5 million stars
@@ -50,9 +50,8 @@ from pipeline.export.conditions import Cone
 from pipeline.export.flat import KIND, flat_columns
 from pipeline.export.folder import make_data_set
 from pipeline.export.layouts import FOLDERS, SKY, data_set
-from pipeline.export.shards import Catalogue
+from pipeline.export.shards import Catalogue, shards_within
 from pipeline.export.table import export_table, format_of
-from pipeline.export.writers import FORMATS
 from pipeline.row_store import folder_beside
 from pipeline.run import setup_logging, usage_exit
 from pipeline.select import add_release_argument, list_fids, named_fids, number
@@ -101,7 +100,7 @@ def parse_args(argv=None):
     if args.out is None and not args.list_columns:
         parser.error("the following arguments are required: --out")
     if args.layout is None and args.out is not None:
-        args.layout = TABLE if args.out.suffix in FORMATS else SKY
+        args.layout = TABLE if args.out.suffix and not args.out.is_dir() else SKY
     return args
 
 
@@ -124,7 +123,7 @@ def chosen_fids(args, cone) -> list[str]:
     """The shards to be read: those of --shards that a cone may touch; one at least, which says what
     the columns are."""
     fids = named_fids(args, KIND)
-    return fids if cone is None else cone.fids(fids) or fids[:1]
+    return fids if cone is None else shards_within(cone, args.data_dir, fids) or fids[:1]
 
 
 def warn_of_absent(args, fids, log):

@@ -5,11 +5,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import healpy
 import numpy as np
 
 from pipeline.errors import ShardError, UsageError
+from pipeline.export.conditions import FID_LEVEL, pixels_of
 from pipeline.export.flat import KIND
-from pipeline.read import check_whole, open_shard
+from pipeline.read import ShardReader, check_whole, open_shard
 from pipeline.row_store import RowStore
 from pipeline.run import progress
 from pipeline.schema import MODEL_FILE, LabelSet, Layout, resolved
@@ -17,6 +19,7 @@ from pipeline.select import shard_path
 
 CHUNK_ROWS = 32_768  # read at a time
 NO_MODEL = "no model named"
+LOOKED_AT, MOST = 1000, 0.9  # rows, and share of them that must be where the shard's name says
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,26 @@ def look_at(data_dir, fid, release, thorough=False) -> Shard:
         _model_of(attrs),
         str(attrs.get("content_id")),
     )
+
+
+def _follows_its_name(data_dir, fid) -> bool:
+    """Whether the first stars of a shard are in the pixels of its name; True of one that cannot be
+    read, or has none. Not so of files that are made up."""
+    try:
+        with ShardReader(shard_path(data_dir, KIND, fid)) as reader:
+            ra, dec = (reader.read(name, 0, LOOKED_AT) for name in ("ra", "dec"))
+    except ShardError:
+        return True
+    there = np.isfinite(ra) & (np.abs(dec) <= 90)
+    pixel = healpy.ang2pix(2**FID_LEVEL, ra[there], dec[there], nest=True, lonlat=True)
+    first, last = pixels_of(fid)
+    return np.mean((pixel >= first) & (pixel <= last)) > MOST if len(pixel) else True
+
+
+def shards_within(cone, data_dir, fids) -> list[str]:
+    """Those of the shards that may have stars in a `Cone`."""
+    near = set(cone.fids(fids))
+    return [fid for fid in fids if fid in near or not _follows_its_name(data_dir, fid)]
 
 
 def _most_common(shards, what):

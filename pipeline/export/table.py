@@ -129,7 +129,10 @@ def about(catalogue, selection, script, argv, names=NOTES) -> About:
 def format_of(out) -> str:
     """The ending of an output. UsageError where it is of no format."""
     if out.suffix not in FORMATS:
-        raise UsageError(f"{out}: its ending says the format, one of {', '.join(FORMATS)}")
+        raise UsageError(
+            f"{out}: its ending says the format, one of {', '.join(FORMATS)}; for a folder give "
+            "--layout"
+        )
     return out.suffix
 
 
