@@ -540,3 +540,19 @@ def test_columns_are_listed_with_units_and_words(case, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(KNOWN)
     assert "teff (f4) [kK]: Teff: the forward model, pooled with the direct estimate" in lines
+
+
+def test_what_step_10_writes_is_exported(step10, tmp_path):
+    out = tmp_path / "stars.parquet"
+    assert run(step10.data_dir, "--out", out, "--shards", *step10.fids) == 0
+    expected = [step10.output(fid) for fid in step10.fids]
+    ids, est = (
+        np.concatenate([part[name] for part in expected])
+        for name in ("gdr3_source_id", "stellar_params_est")
+    )
+    found, order = read(out), np.argsort(ids)
+    np.testing.assert_array_equal(found["gdr3_source_id"], ids[order])
+    np.testing.assert_array_equal(found["teff"], est[order, 0])
+    np.testing.assert_array_equal(found["parallax"], est[order, -1])
+    corr = np.column_stack([found[name] for name in found if name.endswith("_corr")])
+    assert np.nanmax(np.abs(corr)) <= 1
