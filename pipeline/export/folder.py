@@ -86,8 +86,8 @@ def read_manifest(folder) -> dict:
 
 
 def open_folder(folder, layout, overwrite) -> dict:
-    """Make a folder, or see that it is one of an export; {name: entry} of the files in it that may
-    be kept. UsageError where it holds anything else, or another layout."""
+    """Make a folder, or see that it is one of an export; its manifest, {} of a new one. UsageError
+    where it holds anything else, or another layout."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; this layout writes a folder: give another --out")
@@ -103,7 +103,7 @@ def open_folder(folder, layout, overwrite) -> dict:
         raise UsageError(
             f"{folder}: holds the layout {manifest['layout']}; give another --out, or --overwrite"
         )
-    return {entry["name"]: entry for entry in manifest.get("files", ())}
+    return manifest
 
 
 def _is_done(folder, part, identity, entries) -> bool:
@@ -180,10 +180,10 @@ def make_data_set(data_set, folder, n_rows, log, overwrite=False) -> dict:
     """
     folder = Path(folder).resolve()
     old = open_folder(folder, data_set.layout, overwrite)
-    entries = {} if overwrite else dict(old)
+    before = {entry["name"]: entry for entry in old.get("files", ())}
     planned = {name for part in data_set.parts for name in part.names}
-    _remove_old(folder, old, planned)
-    entries = {name: entry for name, entry in entries.items() if name in planned}
+    _remove_old(folder, before, planned)
+    entries = {n: entry for n, entry in before.items() if n in planned and not overwrite}
     done = 0
     for part in progress(data_set.parts, "files", unit="part"):
         identity = part.identity(data_set.settings)
@@ -199,6 +199,7 @@ def make_data_set(data_set, folder, n_rows, log, overwrite=False) -> dict:
     more = [] if data_set.finish is None else data_set.finish(folder, files)
     n_written = sum(entries[part.names[0]]["rows"] for part in data_set.parts)
     more += write_words(folder, data_set, n_written, len(files))
+    _remove_old(folder, old.get("other_files", ()), planned.union(more))
     manifest = _write_manifest(folder, data_set, entries, True, more)
     if manifest["rows_read"] != n_rows:
         raise ShardError(
