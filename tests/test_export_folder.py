@@ -185,6 +185,21 @@ def test_a_run_that_was_ended_goes_on_and_gives_the_same_files(
     assert found == expected
 
 
+def test_a_run_that_was_ended_at_its_first_file_goes_on(case, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "sha256", full)  # the file is there, and not in the manifest
+        assert run(case[0], "fits", out) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert (out / "catalogue_000.fits").exists()
+    assert run(case[0], "fits", out) == 0
+    assert read_manifest(out)["complete"]
+
+
 def test_parts_of_shards_that_changed_are_made_again_and_no_others(own, layout, tmp_path):
     data_dir, expected = own
     out, options = tmp_path / "out", OPTIONS.get(layout, ())

@@ -358,6 +358,11 @@ def test_a_cone_has_its_stars_also_where_ids_say_nothing_of_places(tmp_path):
     np.testing.assert_array_equal(found, np.sort(rows["gdr3_source_id"][wanted]))
 
 
+def test_a_condition_in_another_unit_that_selects_nothing_is_said(case, tmp_path, capsys):
+    assert run(case[0], "--out", tmp_path / "a.csv", "--select", "teff > 4000") == 0
+    assert "no star is selected by: teff > 4000" in capsys.readouterr().err
+
+
 def test_shards_away_from_a_cone_are_not_read(case, tmp_path, capsys):
     assert run(case[0], "--out", tmp_path / "a.parquet", "--cone", 45, 0.1, 0.01) == 0
     assert "of 1 shards" in capsys.readouterr().err

@@ -172,6 +172,8 @@ def export(args, catalogue, cone, argv, log):
                         "log g", ", ".join(wanted.notes["labels_left_out"]))  # fmt: skip
         made = make_data_set(wanted, args.out, catalogue.n_rows, log, args.overwrite)
         read, written = made["rows_read"], made["rows_written"]
+    if not written and read:
+        log.warning("no star is selected by: %s", args.select or cone.text)
     log.info(
         "%s: %d of %d stars of %d shards",
         args.out, written, read, len(catalogue.shards),
@@ -206,6 +208,9 @@ def main(argv=None) -> int:
         raise
     except ShardError as error:
         log.error("%s", error)
+        return 1
+    except OSError as error:
+        log.error("%s: cannot be written (%s); is the disk full, or closed?", args.out, error)
         return 1
     return 0
 

@@ -184,14 +184,15 @@ def make_data_set(data_set, folder, n_rows, log, overwrite=False) -> dict:
     planned = {name for part in data_set.parts for name in part.names}
     _remove_old(folder, before, planned)
     entries = {n: entry for n, entry in before.items() if n in planned and not overwrite}
-    done = 0
+    others, done = old.get("other_files", []), 0
+    _write_manifest(folder, data_set, entries, False, others)  # the folder is known as an export's
     for part in progress(data_set.parts, "files", unit="part"):
         identity = part.identity(data_set.settings)
         if _is_done(folder, part, identity, entries):
             done += 1
             continue
         entries |= {entry["name"]: entry for entry in _made(folder, part, identity)}
-        _write_manifest(folder, data_set, entries, complete=False)
+        _write_manifest(folder, data_set, entries, False, others)
         log.info("%s: %d rows", part.names[0], entries[part.names[0]]["rows"])
     if done:
         log.info("%d of %d parts were done already", done, len(data_set.parts))
@@ -199,7 +200,7 @@ def make_data_set(data_set, folder, n_rows, log, overwrite=False) -> dict:
     more = [] if data_set.finish is None else data_set.finish(folder, files)
     n_written = sum(entries[part.names[0]]["rows"] for part in data_set.parts)
     more += write_words(folder, data_set, n_written, len(files))
-    _remove_old(folder, old.get("other_files", ()), planned.union(more))
+    _remove_old(folder, others, planned.union(more))
     manifest = _write_manifest(folder, data_set, entries, True, more)
     if manifest["rows_read"] != n_rows:
         raise ShardError(
