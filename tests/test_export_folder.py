@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import shutil
-import warnings
 
 import h5py
 import numpy as np
@@ -349,9 +348,7 @@ def test_the_lines_of_the_readme_open_what_was_exported(case, exports, tmp_path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("matplotlib.pyplot.savefig", lambda name: None)
     found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of dex, no unit of FITS
-        exec(code, found)
+    exec(code, found)
     good = case[1]["quality_flags"] < 8
     good &= case[1]["teff_confidence"] > 0.5
     assert len(found["good"]) == good.sum() > 20

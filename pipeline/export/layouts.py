@@ -44,7 +44,7 @@ HINTS = {
     FITS: (
         "from astropy.table import Table",
         "",
-        'stars = Table.read("catalogue_000.fits")',
+        'stars = Table.read("catalogue_000.fits", unit_parse_strict="silent")',
         'good = stars[stars["quality_flags"] < 8]',
     ),
     **{
