@@ -257,8 +257,8 @@ def export(model, path):
         m.predict_R55(xi)                                 (N,) -> A(550) / [A(440) - A(550)] (N,)
         m._sample_wavelengths (nm), m._ln_ext_curve       (n,)
     stellar_type in (kK, dex, dex), plx in mas, fluxes in 1e-18 W m^-2 nm^-1. Arguments may be
-    float32, float64 or int64 arrays or tensors, lists or numbers, two types mixed in a call; one star may be
-    (K,), and xi, E, plx (N,), (N, 1) or one number for all.
+    float32, float64 or int64 arrays or tensors, lists or numbers, two types mixed in a call; one
+    star may be (K,), and xi, E, plx (N,), (N, 1) or one number for all.
     """
     exported = ExportedModel(model)
     functions = {

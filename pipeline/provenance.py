@@ -20,7 +20,7 @@ from pipeline.read import HDF5_ERRORS, check_whole
 from pipeline.schema import FILES, KINDS
 
 MOST_INPUTS = 64  # named one by one in an output; more are named by folder
-PACKAGES = ("numpy", "scipy", "h5py", "astropy", "tensorflow")
+PACKAGES = ("numpy", "scipy", "h5py", "astropy", "tensorflow", "pyarrow")
 
 
 @functools.cache

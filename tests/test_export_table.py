@@ -4,7 +4,6 @@ stars; shards that cannot be used."""
 import dataclasses
 import io
 import re
-import warnings
 
 import numpy as np
 import pyarrow.parquet
@@ -67,10 +66,8 @@ def written(request, case, small_pieces, tmp_path_factory):
 
 
 def astropy_table(path):
-    how = {".fits": {"memmap": False}, ".parquet": {}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of dex, no unit of FITS
-        return Table.read(path, **how.get(path.suffix, {"format": f"ascii{path.suffix}"}))
+    how = {".fits": {"memmap": False, "unit_parse_strict": "silent"}, ".parquet": {}}
+    return Table.read(path, **how.get(path.suffix, {"format": f"ascii{path.suffix}"}))
 
 
 def read(path) -> dict:
@@ -345,6 +342,29 @@ def test_a_cone_has_the_stars_within_and_no_others_also_over_the_pole_and_at_ra_
         assert wanted.any()
 
 
+def test_a_cone_has_its_stars_also_where_ids_say_nothing_of_places(tmp_path):
+    rows = stars(200, seed=9)
+    rows["gdr3_source_id"] = np.random.default_rng(0).permutation(rows["gdr3_source_id"])
+    for fid, part in parts_of(rows, "gdr3_source_id").items():
+        write_shard(tmp_path, fid, part)
+    assert run(tmp_path, "--out", tmp_path / "a.parquet", "--cone", 120, 40, 30) == 0
+    places = SkyCoord(rows["ra"], rows["dec"], unit="deg")
+    wanted = places.separation(SkyCoord(120, 40, unit="deg")).deg <= 30
+    assert wanted.sum() > 3
+    found = read(tmp_path / "a.parquet")["gdr3_source_id"]
+    np.testing.assert_array_equal(found, np.sort(rows["gdr3_source_id"][wanted]))
+
+
+def test_a_condition_in_another_unit_that_selects_nothing_is_said(case, tmp_path, capsys):
+    assert run(case[0], "--out", tmp_path / "a.csv", "--select", "teff > 4000") == 0
+    assert "no star is selected by: teff > 4000" in capsys.readouterr().err
+
+
+def test_shards_away_from_a_cone_are_not_read(case, tmp_path, capsys):
+    assert run(case[0], "--out", tmp_path / "a.parquet", "--cone", 45, 0.1, 0.01) == 0
+    assert "of 1 shards" in capsys.readouterr().err
+
+
 def test_a_cone_without_stars_is_a_table_without_rows(case, tmp_path):
     for ending in ENDINGS:
         out = tmp_path / f"none{ending}"
@@ -408,7 +428,7 @@ def test_a_star_in_two_shards_is_refused_and_named(tmp_path, capsys):
     rows = stars(50)
     write_shard(tmp_path, FIDS[0], rows)
     write_shard(tmp_path, FIDS[1], {name: v[10:11] for name, v in rows.items()})
-    assert run(tmp_path, "--out", tmp_path / "a.fits") == 2
+    assert run(tmp_path, "--out", tmp_path / "a.fits") == 1
     said = capsys.readouterr().err
     assert str(rows["gdr3_source_id"][10]) in said
     assert FIDS[0] in said
@@ -511,7 +531,7 @@ def test_a_full_disk_leaves_the_old_table(broken, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writers, "arrow_table", full)
-    assert run(data_dir, "--out", out, "--overwrite") == 2
+    assert run(data_dir, "--out", out, "--overwrite") == 1
     assert "No space left on device" in capsys.readouterr().err
     assert out.read_bytes() == b"old"
     assert [p.name for p in data_dir.iterdir() if p.name.startswith(".")] == []
@@ -522,3 +542,19 @@ def test_columns_are_listed_with_units_and_words(case, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(KNOWN)
     assert "teff (f4) [kK]: Teff: the forward model, pooled with the direct estimate" in lines
+
+
+def test_what_step_10_writes_is_exported(step10, tmp_path):
+    out = tmp_path / "stars.parquet"
+    assert run(step10.data_dir, "--out", out, "--shards", *step10.fids) == 0
+    expected = [step10.output(fid) for fid in step10.fids]
+    ids, est = (
+        np.concatenate([part[name] for part in expected])
+        for name in ("gdr3_source_id", "stellar_params_est")
+    )
+    found, order = read(out), np.argsort(ids)
+    np.testing.assert_array_equal(found["gdr3_source_id"], ids[order])
+    np.testing.assert_array_equal(found["teff"], est[order, 0])
+    np.testing.assert_array_equal(found["parallax"], est[order, -1])
+    corr = np.column_stack([found[name] for name in found if name.endswith("_corr")])
+    assert np.nanmax(np.abs(corr)) <= 1

@@ -58,6 +58,12 @@ def similar(name, known) -> str:
     return f"; similar: {', '.join(found)}" if found else ""
 
 
+def pixels_of(fid) -> tuple[int, int]:
+    """First and last pixel of FID_LEVEL of a shard."""
+    first, last = fid.split("-")
+    return int(first), int(last)
+
+
 class Condition:
     """A condition on columns: `of` says for which rows it is true.
 
@@ -183,7 +189,7 @@ class Cone:
         radius = min(np.deg2rad(self.radius + SAFETY), np.pi)
         pixels = healpy.query_disc(2**FID_LEVEL, centre, radius, inclusive=True, nest=True)
         pixels = np.sort(pixels)
-        ends = np.array([[int(word) for word in fid.split("-")] for fid in fids]).reshape(-1, 2)
+        ends = np.array([pixels_of(fid) for fid in fids]).reshape(-1, 2)
         first, after = np.searchsorted(pixels, ends[:, 0]), np.searchsorted(pixels, ends[:, 1] + 1)
         return [fid for fid, there in zip(fids, after > first, strict=True) if there]
 

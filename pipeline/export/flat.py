@@ -147,7 +147,10 @@ def flag_names(values, bits) -> np.ndarray:
 
 def _flag_names(labels):
     bits = flags.quality_flag(labels)
-    of = lambda table: flag_names(table[FLAGS], bits)  # noqa: E731
+
+    def of(table):
+        return flag_names(table[FLAGS], bits)
+
     words = f"names of the bits of {FLAGS}"
     return _column(FLAG_NAMES, TEXT, None, words, "meta.code.qual", (FLAGS,), of, aside=True)
 

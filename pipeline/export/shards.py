@@ -5,11 +5,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import healpy
 import numpy as np
 
 from pipeline.errors import ShardError, UsageError
+from pipeline.export.conditions import FID_LEVEL, pixels_of
 from pipeline.export.flat import KIND
-from pipeline.read import check_whole, open_shard
+from pipeline.read import ShardReader, check_whole, open_shard
 from pipeline.row_store import RowStore
 from pipeline.run import progress
 from pipeline.schema import MODEL_FILE, LabelSet, Layout, resolved
@@ -17,6 +19,7 @@ from pipeline.select import shard_path
 
 CHUNK_ROWS = 32_768  # read at a time
 NO_MODEL = "no model named"
+LOOKED_AT, MOST = 1000, 0.9  # rows, and share of them that must be where the shard's name says
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,17 @@ def _labels_of(attrs, path) -> LabelSet:
         ) from error
 
 
-def look_at(data_dir, fid, release) -> Shard:
-    """What a shard is. ShardError where it is not a whole shard of the catalogue of a release."""
+def look_at(data_dir, fid, release, thorough=False) -> Shard:
+    """What a shard is. ShardError where it is not a whole shard of the catalogue of a release;
+    thorough: every number of it is read, too, which finds what was damaged since."""
     path = shard_path(data_dir, KIND, fid)
     attrs = check_whole(path)
+    datasets = resolved(KIND, Layout(release, _labels_of(attrs, path)))
     with open_shard(data_dir, KIND, fid, release) as reader:
-        reader.check(resolved(KIND, Layout(release, _labels_of(attrs, path))))
+        reader.check(datasets)
         ids = reader.source_id()
+        for start in range(0, len(ids) if thorough else 0, CHUNK_ROWS):
+            reader.read_table(datasets, start, min(start + CHUNK_ROWS, len(ids)))
     return Shard(
         fid,
         path,
@@ -72,6 +79,26 @@ def look_at(data_dir, fid, release) -> Shard:
         _model_of(attrs),
         str(attrs.get("content_id")),
     )
+
+
+def _follows_its_name(data_dir, fid) -> bool:
+    """Whether the first stars of a shard are in the pixels of its name; True of one that cannot be
+    read, or has none. Not so of files that are made up."""
+    try:
+        with ShardReader(shard_path(data_dir, KIND, fid)) as reader:
+            ra, dec = (reader.read(name, 0, LOOKED_AT) for name in ("ra", "dec"))
+    except ShardError:
+        return True
+    there = np.isfinite(ra) & (np.abs(dec) <= 90)
+    pixel = healpy.ang2pix(2**FID_LEVEL, ra[there], dec[there], nest=True, lonlat=True)
+    first, last = pixels_of(fid)
+    return np.mean((pixel >= first) & (pixel <= last)) > MOST if len(pixel) else True
+
+
+def shards_within(cone, data_dir, fids) -> list[str]:
+    """Those of the shards that may have stars in a `Cone`."""
+    near = set(cone.fids(fids))
+    return [fid for fid in fids if fid in near or not _follows_its_name(data_dir, fid)]
 
 
 def _most_common(shards, what):
@@ -117,21 +144,20 @@ def groups_by_id(shards) -> list[list[Shard]]:
 class Catalogue:
     """Shards of the catalogue that belong together, as one table sorted by source id.
 
-    failed: {fid: reason} of those that cannot be used; with `careful` those are found before a row
-    of them is given out (each shard is read into a scratch file first, in `folder`), and left out.
+    failed: {fid: reason} of those that cannot be used. thorough: as of `look_at`. folder: of
+    scratch files.
     """
 
-    def __init__(self, data_dir, fids, release, *, mixed_models=False, careful=False, folder=None):
-        self.data_dir, self.release, self.careful, self.folder = data_dir, release, careful, folder
-        self.failed, shards = {}, []
+    def __init__(self, data_dir, fids, release, *, mixed_models=False, thorough=False, folder=None):
+        self.data_dir, self.release, self.folder = data_dir, release, folder
+        self.shards, self.failed = [], {}
         for fid in progress(fids, "shards looked at"):
             try:
-                shards.append(look_at(data_dir, fid, release))
+                self.shards.append(look_at(data_dir, fid, release, thorough))
             except ShardError as error:
                 self.failed[fid] = str(error)
-        self.shards = shards
-        if shards:
-            require_alike(shards, mixed_models)
+        if self.shards:
+            require_alike(self.shards, mixed_models)
 
     @property
     def layout(self) -> Layout:
@@ -144,61 +170,43 @@ class Catalogue:
 
     @property
     def n_rows(self) -> int:
-        """Of the shards that can be used."""
-        return sum(shard.n_rows for shard in self.shards if shard.fid not in self.failed)
+        return sum(shard.n_rows for shard in self.shards)
 
-    def tables(self, names):
-        """Yield {dataset: (n, ...)} of all rows by ascending id. ShardError where a shard is
-        damaged (with `careful` it is left out) or a star is in two."""
-        id_column = self.release.id_column
-        names = tuple(dict.fromkeys((id_column, *names)))
-        for group in progress(groups_by_id(self.shards), "shards", unit="group"):
-            if len(group) == 1 and group[0].ascending and not self.careful:
+    def open(self, shard):
+        """A reader of a shard."""
+        return open_shard(self.data_dir, KIND, shard.fid, self.release)
+
+    def tables(self, names, groups=None):
+        """Yield {dataset: (n, ...)} of the rows of groups of shards (of `groups_by_id`; default:
+        of all) by ascending id. ShardError where a shard is damaged or a star is in two."""
+        names = tuple(dict.fromkeys((self.release.id_column, *names)))
+        for group in groups_by_id(self.shards) if groups is None else groups:
+            if len(group) == 1 and group[0].ascending:
                 yield from self._streamed(group[0], names)
             else:
                 yield from self._sorted(group, names)
 
     def _streamed(self, shard, names):
-        with open_shard(self.data_dir, KIND, shard.fid, self.release) as reader:
+        with self.open(shard) as reader:
             for start in range(0, reader.n_rows, CHUNK_ROWS):
                 yield reader.read_table(names, start, min(start + CHUNK_ROWS, reader.n_rows))
 
-    def _staged(self, shard, names, store):
-        """Append the rows of a shard to a `RowStore`; their ids, or None where it is damaged, is
-        left out and is named in `failed`."""
-        ids, tables = [], self._streamed(shard, names)
-        while True:
-            try:
-                table = next(tables, None)
-            except ShardError as error:
-                if not self.careful:
-                    raise
-                self.failed[shard.fid] = str(error)
-                return None
-            if table is None:
-                return np.concatenate(ids)
-            store.append(table)
-            ids.append(table[self.release.id_column])
-
     def _sorted(self, group, names):
         """Rows of shards whose ids are in no order, or overlap, by way of a scratch file."""
-        datasets = resolved(KIND, self.layout)
+        datasets, ids = resolved(KIND, self.layout), []
         store = RowStore({n: (datasets[n].dtype, datasets[n].shape) for n in names}, self.folder)
-        ids, rows = [np.empty(0, "i8")], [np.empty(0, "i8")]
         for shard in group:
-            start, found = len(store), self._staged(shard, names, store)
-            if found is not None:
-                ids.append(found)
-                rows.append(start + np.arange(len(found)))
-        ids, rows = np.concatenate(ids), np.concatenate(rows)
-        order = np.argsort(ids, kind="stable")
-        _require_apart(ids[order], group)
-        rows = rows[order]
+            for table in self._streamed(shard, names):
+                store.append(table)
+                ids.append(table[self.release.id_column])
+        ids = np.concatenate(ids)
+        rows = np.argsort(ids)
+        require_apart(ids[rows], group)
         for start in range(0, len(rows), CHUNK_ROWS):
             yield store.take(rows[start : start + CHUNK_ROWS])
 
 
-def _require_apart(ids, group):
+def require_apart(ids, group):
     """ShardError where ids (n,), sorted, of a group of shards repeat."""
     repeated = ids[1:][ids[1:] == ids[:-1]]
     if len(repeated):

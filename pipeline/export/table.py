@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ShardError, UsageError
-from pipeline.export.conditions import Condition, Cone, Selection, similar
+from pipeline.export.conditions import Condition, Selection, similar
 from pipeline.export.flat import TEXT, flat_columns
 from pipeline.export.writers import FOR_THE_EYE, FORMATS, About
 from pipeline.provenance import provenance
@@ -14,7 +14,8 @@ from pipeline.schema import flags
 from pipeline.write import whole_file
 
 BATCH_ROWS = 65_536  # handed to a writer at a time; of a row group of Parquet
-NOTES = ("script", "version", "time", "command_line", "release")  # of the provenance
+LASTING = ("script", "version", "release")  # notes of the provenance: the same in every run
+NOTES = (*LASTING, "time", "command_line")
 
 
 def chosen_columns(known, patterns=None, for_the_eye=False) -> list:
@@ -34,16 +35,15 @@ def chosen_columns(known, patterns=None, for_the_eye=False) -> list:
     return list(chosen.values())
 
 
-def chosen_stars(known, labels, select=None, cone=None) -> Selection:
-    """What a condition on the columns `known` and a cone (three numbers, or a `Cone`) choose."""
-    conditions = []
-    if cone is not None:
-        conditions.append(cone if isinstance(cone, Cone) else Cone(*cone))
+def chosen_stars(known, labels, select=None, cone=None):
+    """`Wanted`: what a condition on the columns `known` and a `Cone` choose."""
+    conditions = [] if cone is None else [cone]
     if select is not None:
         types = {name: column.dtype for name, column in known.items() if column.dtype != TEXT}
         bits = {flag.name: flag.value for flag in flags.quality_flag(labels)}
         conditions.append(Condition(select, types, bits))
-    return Selection(tuple(conditions))
+    selection = Selection(tuple(conditions))
+    return Wanted(selection, tuple(known[name] for name in selection.names))
 
 
 @dataclass
@@ -54,19 +54,45 @@ class Counts:
     written: int = 0
 
 
-def selected_rows(catalogue, columns, selection, known, counts):
-    """Yield {name: (n,)} of columns, for the stars of a `Selection`; counts them."""
-    tests = [known[name] for name in selection.names]
-    needs = tuple(dict.fromkeys(name for c in (*columns, *tests) for name in c.needs))
-    for table in catalogue.tables(needs):
+def needed(columns) -> tuple:
+    """Datasets that columns are made of."""
+    return tuple(dict.fromkeys(name for column in columns for name in column.needs))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The stars that are wanted: a `Selection`, and the columns that it needs."""
+
+    selection: Selection
+    tests: tuple
+
+    @property
+    def needs(self) -> tuple:
+        """Datasets."""
+        return needed(self.tests)
+
+    def of(self, table, n) -> np.ndarray:
+        """(n,) bool of the rows of a table of datasets."""
+        return self.selection.of({test.name: test.values(table) for test in self.tests}, n)
+
+
+def selected_tables(catalogue, names, wanted, counts, groups=None):
+    """Yield {dataset: (n, ...)} of the stars that are `Wanted`; counts them."""
+    for table in catalogue.tables((*names, *wanted.needs), groups):
         n = len(table[catalogue.release.id_column])
-        kept = selection.of({c.name: c.values(table) for c in tests}, n)
+        kept = wanted.of(table, n)
         if not kept.all():
             table = {name: values[kept] for name, values in table.items()}
         counts.read += n
         counts.written += int(kept.sum())
         if kept.any():
-            yield {column.name: column.values(table) for column in columns}
+            yield table
+
+
+def selected_rows(catalogue, columns, wanted, counts, groups=None):
+    """Yield {name: (n,)} of columns, for the stars that are `Wanted`; counts them."""
+    for table in selected_tables(catalogue, needed(columns), wanted, counts, groups):
+        yield {column.name: column.values(table) for column in columns}
 
 
 def rebatched(tables, n_rows=BATCH_ROWS):
@@ -88,10 +114,10 @@ def _together(tables):
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
-def about(catalogue, selection, script, argv) -> About:
-    """What a table is told of where it comes from."""
+def about(catalogue, selection, script, argv, names=NOTES) -> About:
+    """What a table is told of where it comes from; names: of notes of the provenance."""
     made_by = provenance(script, argv, (), catalogue.release)
-    notes = {name: made_by[name] for name in NOTES}
+    notes = {name: made_by[name] for name in names}
     notes["model"] = "; ".join(catalogue.models)
     notes["shards"] = str(len(catalogue.shards))
     notes["selection"] = selection.text
@@ -103,7 +129,10 @@ def about(catalogue, selection, script, argv) -> About:
 def format_of(out) -> str:
     """The ending of an output. UsageError where it is of no format."""
     if out.suffix not in FORMATS:
-        raise UsageError(f"{out}: its ending says the format, one of {', '.join(FORMATS)}")
+        raise UsageError(
+            f"{out}: its ending says the format, one of {', '.join(FORMATS)}; for a folder give "
+            "--layout"
+        )
     return out.suffix
 
 
@@ -114,18 +143,24 @@ def export_table(catalogue, out, patterns=None, select=None, cone=None, *, scrip
     columns = chosen_columns(known, patterns, ending in FOR_THE_EYE)
     if ending == ".fits" and any(column.dtype == TEXT for column in columns):
         raise UsageError(f"{out}: columns of words are for {', '.join(FOR_THE_EYE)} and .parquet")
-    selection, counts = chosen_stars(known, catalogue.layout.labels, select, cone), Counts()
+    wanted, counts = chosen_stars(known, catalogue.layout.labels, select, cone), Counts()
+    rows = rebatched(selected_rows(catalogue, columns, wanted, counts))
+    write_checked(out, ending, columns, rows, about(catalogue, wanted.selection, script, argv))
+    return counts
+
+
+def write_checked(out, ending, columns, rows, told) -> int:
+    """Write a table in the format of an ending, whole or not at all, and count what is in it; the
+    number of rows. ShardError where it cannot be written, or is not all there."""
     write, count = FORMATS[ending]
-    rows = rebatched(selected_rows(catalogue, columns, selection, known, counts))
-    told = about(catalogue, selection, script, argv)
     try:
         with whole_file(out) as temporary:
-            write(temporary, columns, rows, told)
+            n = write(temporary, columns, rows, told)
             found = count(temporary)
-            if found != counts.written:
-                raise ShardError(f"{out}: {found} rows were written of {counts.written}; try again")
+            if found != n:
+                raise ShardError(f"{out}: {found} rows are in the file, of {n}; try again")
     except OSError as error:
         raise ShardError(
             f"{out}: cannot be written ({error}); is the disk full, or the folder closed?"
         ) from error
-    return counts
+    return n

@@ -74,8 +74,8 @@ def _fits_type(column):
 def _fits_head(columns, about):
     """The header of the table, with 0 rows; what astropy reads words from is in its comments.
 
-    Units that the FITS standard lacks (dex) are in TUNIT too, as in other catalogues: astropy says
-    that it does not know them, and keeps them.
+    Units that the FITS standard lacks (dex) are in TUNIT too, as in other catalogues: astropy keeps
+    them, and warns of them unless it is told unit_parse_strict="silent".
     """
     content = io.BytesIO()
     with warnings.catch_warnings():
