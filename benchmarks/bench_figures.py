@@ -3,9 +3,9 @@
     python benchmarks/bench_figures.py [--stars 2000000] [--keep FOLDER]
 
 Makes a catalogue of made-up stars in a temporary folder (0.65 kB a star): dwarfs and giants of a
-thin and a thick disc behind a layer of dust with clouds. Runs tools/plot_catalogue.py on it in another
-process and prints rows a second, CPU seconds and the peak memory. --keep puts catalogue and figures
-into a folder of yours. Takes about 2 minutes for 2 million stars, half of it to make them.
+thin and a thick disc behind a layer of dust with clouds. Runs tools/plot_catalogue.py on it in
+another process and prints rows a second, CPU seconds and the peak memory. --keep puts catalogue and
+figures into a folder of yours. Takes about 2 minutes for 2 million stars, half of it to make them.
 """
 
 import os

@@ -112,28 +112,29 @@ class FewStars:
             self.parts = None
 
     def columns(self):
-        """{name: (n,)}, or None where there are more."""
-        if not self.parts:
-            return None
+        """{name: (n,)}."""
         return {name: np.concatenate([p[name] for p in self.parts]) for name in self.parts[0]}
 
 
 def counted(catalogue, quantities, directions):
-    """({key: `Counts`}, the selected stars where they are few, all stars likewise, numbers (2,) of
-    all and of the selected)."""
+    """({key: `Counts`}, {rows: columns {name: (n,)}} of groups of few stars, numbers (2,) of all
+    and of the selected stars)."""
     seen = sample(catalogue, quantities)
     if seen:
         quantities.slices = slices_of(seen["distance"][seen["selected"]])
     plan = Plan(
         catalogue.layout.labels, seen, sky_level(catalogue), len(quantities.slices), len(directions)
     )
-    tallies, everyone, selected = Tallies(plan.counts()), FewStars("all"), FewStars("selected")
+    tallies = Tallies(plan.counts())
+    groups = ["all", "selected", *(f"direction {k}" for k in range(len(directions)))]
+    groups = {rows: FewStars(rows) for rows in groups}
     for table in catalogue.chunks(quantities.needs):
         columns = quantities.of(table)
         tallies.add(columns)
-        everyone.add(columns)
-        selected.add(columns)
-    return tallies.counts, selected.columns(), everyone.columns(), (everyone.n, selected.n)
+        for group in groups.values():
+            group.add(columns)
+    few = {rows: group.columns() for rows, group in groups.items() if group.parts}
+    return tallies.counts, few, (groups["all"].n, groups["selected"].n)
 
 
 @usage_exit
@@ -146,11 +147,11 @@ def main(argv=None) -> int:
     if not catalogue.shards:
         raise UsageError(f"no shard can be read: {next(iter(catalogue.failed.values()))}")
     quantities = Quantities(catalogue.layout, args.select, law, args.direction, args.radius)
-    counts, stars, everyone, (n, n_selected) = counted(catalogue, quantities, args.direction)
+    counts, few, (n, n_selected) = counted(catalogue, quantities, args.direction)
     note = f"{n_selected:,} of {n:,} stars: {args.select}."
     shown = Shown(
-        args.out, catalogue.layout.labels, counts, stars, everyone, note, quantities.slices,
-        args.direction, args.radius,
+        args.out, catalogue.layout.labels, counts, few, note, quantities.slices, args.direction,
+        args.radius,
     )  # fmt: skip
     made = draw_all(shown)
     for name, result in made.items():

@@ -28,8 +28,9 @@ LABEL_OF_NUMBER = "stars in a cell"
 @dataclass(frozen=True)
 class Panel:
     """A plane of stars. Of cells: edges x (nx + 1,), y (ny + 1,) and values (nx, ny), NaN where
-    there is none. Of single stars: x, y, values (n,), or values None. label: of the colours; log:
-    colours of the logarithm; title: above the panel; lines (3, k) at centres (k,): percentiles."""
+    there is none; weights (nx, ny): stars in each, by which colours are spread. Of single stars: x,
+    y, values (n,), or values None. label: of the colours; log: colours of the logarithm; title:
+    above the panel; lines (3, k) at centres (k,): percentiles."""
 
     x: np.ndarray
     y: np.ndarray
@@ -40,23 +41,31 @@ class Panel:
     ylabel: str = ""
     centres: np.ndarray | None = None
     lines: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @property
     def of_stars(self) -> bool:
         return self.values is None or self.values.ndim == 1
 
 
-def _norm(values, log):
-    values = values[np.isfinite(values)]
-    if log:
+def _norm(values, log, weights=None):
+    """Norm of colours, and at which ends values are beyond it: the central 98% of the stars; all
+    where they are numbers of stars."""
+    known = np.isfinite(values)
+    values = values[known]
+    if log and weights is None:
         low = max(values.min(initial=np.inf, where=values > 0), 1e-12)
         return LogNorm(low, max(values.max(), 2 * low)), "neither"
-    low, high = np.percentile(values, (1, 99))
-    if not high > low:
+    weights = None if weights is None else weights[known]
+    how = {"method": "inverted_cdf", "weights": weights} if weights is not None else {}
+    low, high = np.percentile(values, (1, 99), **how)
+    if log:
+        high = max(high, 1.5 * low)
+    elif not high > low:
         low, high = low - max(abs(low), 1) * 0.05, high + max(abs(high), 1) * 0.05
     beyond = (values.min() < low, values.max() > high)
     words = {(True, True): "both", (True, False): "min", (False, True): "max"}
-    return Normalize(low, high), words.get(beyond, "neither")
+    return (LogNorm if log else Normalize)(low, high), words.get(beyond, "neither")
 
 
 def planes(path, panels, xlabel, ylabel, title, note="", *, inverted=(), log=()):
@@ -64,9 +73,10 @@ def planes(path, panels, xlabel, ylabel, title, note="", *, inverted=(), log=())
 
     inverted: which of "x", "y" decrease; log: which of them are logarithmic.
     """
-    rows, across = wrapped(len(panels))
+    most = 4 if len(panels) in (4, 7, 8) else 3  # none stands alone in a row
+    rows, across = wrapped(len(panels), most)
     with drawing(path, 0.9 + 3.9 * rows * (1.25 if across == 1 else 1.0), title) as figure:
-        axes = panel_columns(figure, len(panels), [1], share_x=False)[0]
+        axes = panel_columns(figure, len(panels), [1], share_x=False, most=most)[0]
         for k, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
             _plane(figure, ax, panel)
             _scales(ax, panels[0], inverted, log)
@@ -82,7 +92,7 @@ def _plane(figure, ax, panel):
         ax.scatter(panel.x, panel.y, s=_size(len(panel.x)), color=BLUE, alpha=0.6, lw=0)
         ax.set_title(f"{len(panel.x):,} stars", fontsize=10, pad=4)
         return
-    norm, beyond = _norm(panel.values, panel.log)
+    norm, beyond = _norm(panel.values, panel.log, panel.weights)
     number = panel.label == LABEL_OF_NUMBER
     style = {"norm": norm, "cmap": DENSITY_MAP if number else VALUE_MAP}
     if panel.of_stars:
@@ -122,10 +132,10 @@ def _scales(ax, panel, inverted, log):
         if way in log:
             set_scale("log")
             plain_log(axis, (1.0, 3.0) if high > 30 * low else (1.0, 2.0, 5.0))
-            factor = (high / low) ** 0.04 if panel.of_stars else 1.0
+            factor = max((high / low) ** 0.04, 1.1) if panel.of_stars else 1.0
             low, high = low / factor, high * factor
         else:
-            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             margin = (0.04 * (high - low) or 0.5) if panel.of_stars else 0.0
             low, high = low - margin, high + margin
         set_limits((high, low) if way in inverted else (low, high))

@@ -1,6 +1,6 @@
 """Maps of the sky in Galactic coordinates, from values of HEALPix pixels or from single stars."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import healpy
@@ -13,7 +13,7 @@ from pipeline.figures.style import VALUE_MAP, drawing, footer, wrapped
 from pipeline.sphere import unit_vectors
 
 GRID = "#999999"
-EMPTY = "#eeeeee"
+EMPTY = "#e4e4e4"
 PATCH = 45.0  # degrees: stars within it about their centre are shown as a patch
 PIXELS_ACROSS = 900  # of the image that a map is drawn as
 _ANGLE = np.linspace(-np.pi / 2, np.pi / 2, 4001)
@@ -162,8 +162,16 @@ def projection_of(lon, lat):
     radius = float(away.max())
     if radius > PATCH:
         return Mollweide()
-    lon, lat = np.rad2deg([np.arctan2(centre[1], centre[0]), np.arcsin(np.clip(centre[2], -1, 1))])
-    return Patch(float(lon), float(lat), max(1.06 * radius, 0.02))
+    lon, lat = _degrees(centre)
+    around = Patch(float(lon), float(lat), radius)
+    reach = np.abs(around.to_plane(*_degrees(places))).max()
+    return replace(around, radius=max(1.06 * float(reach), 0.02))
+
+
+def _degrees(places):
+    """Longitudes and latitudes (n,) of unit vectors (n, 3)."""
+    x, y, z = places.T
+    return np.rad2deg(np.arctan2(y, x)), np.rad2deg(np.arcsin(np.clip(z, -1, 1)))
 
 
 @dataclass(frozen=True)
@@ -196,33 +204,38 @@ class SkyMap:
         return np.where(known & (self.pixels[place] == pixel), self.values[place], np.nan)
 
 
-def sky_maps(path, maps, label, title, note="", *, log=False, limits=None, cmap=VALUE_MAP):
+def sky_maps(path, maps, label, title, note="", *, log=False, kinds=None):
     """`SkyMap`s of one quantity beside each other, with the same colours, in the same projection.
 
-    label: of the colours; log: colours of the logarithm; limits: of the colours, by default the
-    central 98% of the values. Galactic coordinates, north up, longitude increasing to the left.
+    label: of the colours; log: colours of the logarithm; kinds {words: colour}: where values are
+    0, 1 ... for the first, second ... of them. Colours span the central 98% of the values, all where
+    log. Galactic coordinates, north up, longitude increasing to the left. Raises ValueError where
+    there is no value.
     """
     values = np.concatenate([one.values for one in maps])
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
     if not values.size:
         raise ValueError(f"{path}: no value is finite: there is nothing to draw")
-    norm, beyond = _norm(values, log, limits)
+    norm, beyond = _norm(values, log, kinds)
+    cmap = ListedColormap(list(kinds.values())) if kinds else VALUE_MAP
     lon, lat = (np.concatenate(x) for x in zip(*(one.positions() for one in maps), strict=True))
     projection = projection_of(lon, lat)
     rows, across = wrapped(len(maps), 1 if len(maps) == 1 else 2)
     whole = isinstance(projection, Mollweide)
-    each = 8.4 / across * (0.5 if whole else min(1.0, 0.62 * across))
-    with drawing(path, 1.5 + (each + 0.35) * rows, title) as figure:
+    each = 8.4 / across * (0.47 if whole else min(1.0, 0.62 * across))
+    with drawing(path, 1.2 + (each + 0.3) * rows, title) as figure:
         axes = figure.subplots(rows, across, squeeze=False)
         for ax, one in zip(axes.flat, maps, strict=False):
             _map(ax, projection, one, norm, cmap, small=across > 1)
         for ax in axes.flat[len(maps) :]:
             ax.remove()
         bar = figure.colorbar(
-            ScalarMappable(norm, cmap), ax=list(axes.flat[: len(maps)]), location="bottom", aspect=45, pad=0.02,
-            shrink=0.7, extend=beyond,
+            ScalarMappable(norm, cmap), ax=list(axes.flat[: len(maps)]), location="bottom",
+            aspect=45, pad=0.02, shrink=0.7, extend=beyond,
         )  # fmt: skip
         bar.set_label(label)
+        if kinds:
+            bar.set_ticks(range(len(kinds)), labels=list(kinds))
         if log:
             subs = (1.0, 2.0, 5.0) if norm.vmax < 50 * norm.vmin else (1.0,)
             bar.ax.xaxis.set_major_locator(LogLocator(subs=subs))
@@ -232,12 +245,13 @@ def sky_maps(path, maps, label, title, note="", *, log=False, limits=None, cmap=
     return Path(path)
 
 
-def _norm(values, log, limits):
+def _norm(values, log, kinds):
     """Norm of colours, and at which ends values are beyond it."""
-    low, high = limits if limits is not None else np.percentile(values, (1, 99))
-    if log:
-        low, high = (values.min(), values.max()) if limits is None else limits
-        high = max(high, low * 2)
+    low, high = np.percentile(values, (1, 99))
+    if kinds:
+        low, high = -0.5, len(kinds) - 0.5
+    elif log:
+        low, high = values.min(), max(values.max(), 2 * values.min())
     elif not high > low:
         low, high = low - max(abs(low), 1) * 0.05, high + max(abs(high), 1) * 0.05
     ends = (values.min() < low, values.max() > high)

@@ -16,6 +16,7 @@ SCALES = {
     "log": (np.log10, lambda x: 10.0**x),
     "sqrt": (lambda x: np.sqrt(np.maximum(x, 0.0)), np.square),
 }  # name: from values to where bins are of equal width, and back
+MOST = 0.85  # of the pixels of a map
 BASE_LEVEL = 4  # HEALPix, of the blocks that `Sky` has places for: 13 square degrees
 
 
@@ -216,9 +217,12 @@ class Pixels:
         counts = np.add.reduceat(self.counts, first, 0) if len(first) else self.counts
         return Pixels(self.level - 1, parents, counts)
 
-    def suited(self, least):
-        """The same in pixels as large as it takes to have `least` stars in a typical one."""
+    def suited(self, least, fewest=1):
+        """The same in pixels so large that a typical one has `least` stars, and most of them
+        `fewest`."""
         out = self
-        while out.level > 0 and typical(out.number) < least and len(out.pixels):
+        while out.level > 0 and len(out.pixels):
+            if typical(out.number) >= least and np.mean(out.number >= fewest) >= MOST:
+                break
             out = out.coarser()
         return out

@@ -9,31 +9,40 @@ import numpy as np
 from pipeline.figures.arrays import MIN_IN_BIN
 from pipeline.figures.cells import LABEL_OF_NUMBER, Panel, percentile_panels, planes
 from pipeline.figures.sky import SkyMap, sky_maps
-from pipeline.figures.style import in_unit
+from pipeline.figures.style import BLUE, VERMILION, in_unit
 from pipeline.tallies.counts import Pixels, quantile, suited
 from pipeline.tallies.quantities import LATITUDES, TELLING_E
 
-TYPICAL_CELL, TYPICAL_PIXEL, LEAST_PIXEL = 5, 12, 3  # stars
+TYPICAL_CELL, TYPICAL_PIXEL, LEAST_PIXEL = 5, 6, 3  # stars
 LEAST_ALONG = 30  # stars in a direction
 PERCENTILES = (0.16, 0.5, 0.84)
 
 
 @dataclass
 class Shown:
-    """What figures are made of: labels; counts {key: `Counts`}; stars, everyone {name: (n,)}:
-    columns of the selected stars, and of all, where they are few and shown one by one, else None;
-    slices [(low, high)] in kpc; directions [(l, b)], radius, in degrees; note: words on which
-    stars they are."""
+    """What figures are made of: labels; counts {key: `Counts`}; few {rows: {name: (n,)}}: columns
+    of groups of stars that are few and shown one by one, "all", "selected", "direction 0" ...;
+    slices [(low, high)] in kpc; directions [(l, b)], radius, in degrees; note: words on which stars
+    they are."""
 
     folder: Path
     labels: object
     counts: dict
-    stars: dict | None
-    everyone: dict | None
+    few: dict
     note: str
     slices: list = field(default_factory=list)
     directions: list = field(default_factory=list)
     radius: float = 1.0
+
+    @property
+    def stars(self):
+        """The selected stars, where they are few, else None."""
+        return self.few.get("selected")
+
+    @property
+    def everyone(self):
+        """All stars, where they are few, else None."""
+        return self.few.get("all")
 
     def words(self, name) -> str:
         """What a quantity is, with its unit."""
@@ -99,6 +108,8 @@ def _diagrams(shown, path, key, x, y, title, inverted):
     make = _star_panel if shown.stars is not None else _cell_panel
     panels = [make(shown, key, name, x, y) for name in names]
     panels = [panel for panel in panels if panel is not None]
+    if shown.stars is not None and len(panels) > 1:
+        panels = panels[1:]  # the others show the same stars, and more of them
     note = shown.note
     if density.outside:
         note += f" {density.outside:,} of them outside of the frame, or without coordinates."
@@ -128,7 +139,8 @@ def _cell_panel(shown, key, name, x, y):
     median = quantile(cells, counts.axes[2].edges)
     if not np.isfinite(median).any():
         return None
-    return Panel(*edges, median, shown.words(name), name == "distance")
+    number = cells.sum(-1)
+    return Panel(*edges, median, shown.words(name), name == "distance", weights=number)
 
 
 # ---- maps ------------------------------------------------------------------------------------
@@ -141,10 +153,11 @@ def sky_number(shown, path):
         return "no star has a position"
     if shown.everyone is not None:
         lon, lat = shown.everyone["l"], shown.everyone["b"]
-        flagged = np.where(shown.everyone["flagged"], 1.0, 0.0)
-        one = SkyMap(flagged, lon=lon, lat=lat)
-        label = "flagged (1), or not (0), but for confidences"
-        return sky_maps(path, [one], label, f"{len(lon):,} stars on the sky", limits=(0, 1))
+        known = np.isfinite(lon)
+        one = SkyMap(shown.everyone["flagged"][known] + 0.0, lon=lon[known], lat=lat[known])
+        kinds = {"none": BLUE, "flagged": VERMILION}
+        label = "flags, but for those of confidences"
+        return sky_maps(path, [one], label, f"{known.sum():,} stars on the sky", kinds=kinds)
     area = 41252.96 / (12 * 4**pixels.level)  # square degrees
     one = SkyMap(pixels.number / area, pixels.level, pixels.pixels)
     n = int(pixels.number.sum())
@@ -164,8 +177,7 @@ def sky_flagged(shown, path):
     number = np.zeros(len(everyone.pixels), "i8")
     number[np.searchsorted(everyone.pixels, flagged.pixels)] = flagged.number
     both = Pixels(everyone.level, everyone.pixels, np.stack([everyone.number, number], 1))
-    while both.level > 0 and np.median(both.counts[:, 0]) < TYPICAL_PIXEL:
-        both = both.coarser()
+    both = both.suited(2 * TYPICAL_PIXEL, 2 * LEAST_PIXEL)  # `number` adds up both columns
     share = np.where(
         both.counts[:, 0] >= LEAST_PIXEL, 100 * both.counts[:, 1] / both.counts[:, 0], np.nan
     )
@@ -221,7 +233,7 @@ def _median_map(shown, path, names, keys, title, titles=("",), more=""):
             known = np.isfinite(values) & np.isfinite(lon)
             one = SkyMap(values[known], lon=lon[known], lat=lat[known], title=words)
         else:
-            pixels = Pixels.of(shown.counts[key]).suited(TYPICAL_PIXEL)
+            pixels = Pixels.of(shown.counts[key]).suited(TYPICAL_PIXEL, LEAST_PIXEL)
             median = quantile(pixels.counts, shown.counts[key].axes[1].edges)
             median[pixels.number < LEAST_PIXEL] = np.nan
             one, level = SkyMap(median, pixels.level, pixels.pixels, title=words), pixels
@@ -268,7 +280,7 @@ def _along(shown, path, keys, titles, title):
         if n < LEAST_ALONG:
             few.append(f"{words.replace('$', '')}: {n}")
             continue
-        panel = _columns(shown, counts, key, shown.words("ext"))
+        panel = _columns(counts, shown.few.get(key), shown.words("ext"))
         panels.append(replace(panel, title=f"{words}, {n:,} stars"))
     if not panels:
         return f"fewer than {LEAST_ALONG} selected stars with a distance and E ({'; '.join(few)})"
@@ -281,8 +293,9 @@ def _along(shown, path, keys, titles, title):
 LINES = "Lines: median, 16% and 84%."
 
 
-def _columns(shown, counts, rows, ylabel):
-    """`Panel` of the two axes of counts, with percentiles of its columns."""
+def _columns(counts, stars, ylabel):
+    """`Panel` of the two axes of counts, with percentiles of its columns; of single stars {name:
+    (n,)} where they are given."""
     x, y = counts.axes
     cells = counts.cells
     while cells.shape[0] >= 12 and np.median(_some(cells.sum(1))) < 5 * MIN_IN_BIN:
@@ -290,13 +303,12 @@ def _columns(shown, counts, rows, ylabel):
     step = x.n // len(cells)
     edges = x.edges[::step]
     lines = np.array([quantile(cells, y.edges, q) for q in PERCENTILES])
-    lines[:, cells.sum(1) < MIN_IN_BIN] = np.nan
+    lines[:, cells.sum(1) < np.clip(0.003 * cells.sum(), MIN_IN_BIN, 30)] = np.nan
     centres = (
         np.sqrt(edges[1:] * edges[:-1]) if x.scale == "log" else 0.5 * (edges[1:] + edges[:-1])
     )
-    if shown.stars is not None:
-        chosen = shown.stars[rows]
-        at = [shown.stars[axis.name][chosen] for axis in counts.axes]
+    if stars is not None:
+        at = [stars[axis.name] for axis in counts.axes]
         known = np.isfinite(at).all(0)
         at = [values[known] for values in at]
         return Panel(*at, None, ylabel=ylabel, centres=centres, lines=lines)
@@ -306,6 +318,9 @@ def _columns(shown, counts, rows, ylabel):
     y_edges = y.edges[:: y.n // fine.shape[1]]
     fine = fine.reshape(len(cells), step, -1).sum(1)
     values = np.where(fine > 0, fine.astype("f8"), np.nan)
+    seen = np.flatnonzero(fine.any(0))
+    if seen.size:  # the panel ends where the stars do
+        values, y_edges = values[:, seen[0] : seen[-1] + 1], y_edges[seen[0] : seen[-1] + 2]
     return Panel(edges, y_edges, values, ylabel=ylabel, centres=centres, lines=lines)
 
 
@@ -320,9 +335,7 @@ def _against_g(shown, path, names, title, log_y):
     if not there:
         return "no selected star has it and a G magnitude"
     words = [shown.words(k.removeprefix("g ")) for k in there]
-    panels = [
-        _columns(shown, shown.counts[k], "selected", w) for k, w in zip(there, words, strict=True)
-    ]
+    panels = [_columns(shown.counts[k], shown.stars, w) for k, w in zip(there, words, strict=True)]
     note = f"{LINES} {shown.note}"
     return percentile_panels(path, panels, "$G$ (mag)", title, note, log_y=log_y, most=3)
 

@@ -87,7 +87,7 @@ class Plan:
     n_slices: int = 0
     n_directions: int = 0
 
-    def axis(self, name, n, scale="linear", ends=False):
+    def axis(self, name, n, scale="linear", ends=False, tail=TAIL):
         """An `Axis` over the range of a quantity of selected stars; None where there is none."""
         values = self.seen.get(name, np.empty(0))
         rows = self.seen.get("selected", np.empty(0, bool))
@@ -96,7 +96,7 @@ class Plan:
             values = values[values >= 0] if scale == "sqrt" else values[values > 0]
         if not values.size:
             return None
-        low, high = np.percentile(values, (TAIL, 100 - TAIL)).astype(float)
+        low, high = np.percentile(values, (tail, 100 - tail)).astype(float)
         if values.size <= SAMPLE_ROWS // 100:  # few: none is left out
             low, high = float(values.min()), float(values.max())
         if scale == "log":
@@ -146,7 +146,7 @@ class Plan:
         return out
 
     def _along_distance(self):
-        plane = (self.axis("distance", 96, "log"), self.axis("ext", 192, ends=True))
+        plane = (self.axis("distance", 96, "log"), self.axis("ext", 192, ends=True, tail=TAIL / 10))
         if None in plane:
             return {}
         names = [f"direction {k}" for k in range(self.n_directions)]
