@@ -47,6 +47,7 @@ from pipeline.tallies.quantities import Quantities
 
 SCRIPT = "plot_catalogue"
 GOOD = "quality_flags < 8"
+ALONG = ("direction ", "latitude ")  # groups of stars that E is shown of against distance
 
 
 def parse_args(argv=None):
@@ -126,7 +127,7 @@ def counted(catalogue, quantities, directions):
         catalogue.layout.labels, seen, sky_level(catalogue), len(quantities.slices), len(directions)
     )
     tallies = Tallies(plan.counts())
-    groups = ["all", "selected", *(f"direction {k}" for k in range(len(directions)))]
+    groups = [name for name in seen if name in ("all", "selected") or name.startswith(ALONG)]
     groups = {rows: FewStars(rows) for rows in groups}
     for table in catalogue.chunks(quantities.needs):
         columns = quantities.of(table)
@@ -134,7 +135,7 @@ def counted(catalogue, quantities, directions):
         for group in groups.values():
             group.add(columns)
     few = {rows: group.columns() for rows, group in groups.items() if group.parts}
-    return tallies.counts, few, (groups["all"].n, groups["selected"].n)
+    return tallies.counts, few, [groups[rows].n if groups else 0 for rows in ("all", "selected")]
 
 
 @usage_exit

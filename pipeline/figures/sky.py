@@ -208,7 +208,7 @@ def sky_maps(path, maps, label, title, note="", *, log=False, kinds=None):
     """`SkyMap`s of one quantity beside each other, with the same colours, in the same projection.
 
     label: of the colours; log: colours of the logarithm; kinds {words: colour}: where values are
-    0, 1 ... for the first, second ... of them. Colours span the central 98% of the values, all where
+    0, 1 ... for the first, second ... of them. Colours span the central 98% of values, all where
     log. Galactic coordinates, north up, longitude increasing to the left. Raises ValueError where
     there is no value.
     """

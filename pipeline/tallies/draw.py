@@ -155,7 +155,7 @@ def sky_number(shown, path):
         lon, lat = shown.everyone["l"], shown.everyone["b"]
         known = np.isfinite(lon)
         one = SkyMap(shown.everyone["flagged"][known] + 0.0, lon=lon[known], lat=lat[known])
-        kinds = {"none": BLUE, "flagged": VERMILION}
+        kinds = {"no flag": BLUE, "flagged": VERMILION}
         label = "flags, but for those of confidences"
         return sky_maps(path, [one], label, f"{known.sum():,} stars on the sky", kinds=kinds)
     area = 41252.96 / (12 * 4**pixels.level)  # square degrees
