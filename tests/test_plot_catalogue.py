@@ -12,7 +12,8 @@ from pipeline.export.shards import Catalogue
 from pipeline.figures import style
 from pipeline.schema import KNOWN_LABELS, LabelSet, Layout, load_release
 from pipeline.select import shard_path
-from pipeline.tallies import draw, plan
+from pipeline.tallies import columns, diagrams, maps, plan
+from pipeline.tallies.counts import Pixels
 from pipeline.tallies.quantities import Quantities
 from pipeline.write import write_arrays
 from tools import plot_catalogue
@@ -66,15 +67,16 @@ def only(monkeypatch):
     """What has no figure drawn, to see what is asked for: titles and notes by name."""
     seen = {}
 
-    def note(name):
-        def drawing(path, *args, **kwargs):
-            seen[path.stem] = (args, kwargs)
-            return path
+    def drawing(path, *args, **kwargs):
+        seen[path.stem] = (args, kwargs)
+        return path
 
-        monkeypatch.setattr(draw, name, drawing)
-
-    for name in ("planes", "sky_maps", "percentile_panels"):
-        note(name)
+    for module, name in (
+        (diagrams, "planes"),
+        (maps, "sky_maps"),
+        (columns, "percentile_panels"),
+    ):
+        monkeypatch.setattr(module, name, drawing)
     return seen
 
 
@@ -180,7 +182,7 @@ def test_chunks_of_any_size_give_the_same_counts(many, monkeypatch):
         if not key.startswith("sky"):
             np.testing.assert_array_equal(counts.cells, other[key].cells, err_msg=key)
         else:
-            maps = [draw.Pixels.of(each[key]) for each in (one, other)]
+            maps = [Pixels.of(each[key]) for each in (one, other)]
             np.testing.assert_array_equal(maps[0].pixels, maps[1].pixels)
             np.testing.assert_array_equal(maps[0].counts, maps[1].counts)
 

@@ -9,7 +9,8 @@ from astropy.coordinates import SkyCoord
 from export_case import stars
 
 from pipeline.extinction_law import ExtinctionLaw
-from pipeline.figures.sky import Mollweide, Patch, SkyMap, projection_of
+from pipeline.figures.projections import Mollweide, Patch, projection_of
+from pipeline.figures.sky import SkyMap
 from pipeline.schema import DEFAULT_LABELS, KNOWN_LABELS, LabelSet, Layout, flags
 from pipeline.schema.labels import parse_label
 from pipeline.tallies.counts import Axis, Counts, Pixels, Sky, Tallies, halved, quantile, suited

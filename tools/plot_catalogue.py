@@ -41,9 +41,10 @@ from pipeline.run import setup_logging, usage_exit
 from pipeline.schema import MODEL_FILE
 from pipeline.select import add_release_argument, named_fids
 from pipeline.tallies.counts import Tallies
-from pipeline.tallies.draw import Shown, draw_all
+from pipeline.tallies.draw import draw_all
 from pipeline.tallies.plan import Plan, sample, sky_level, slices_of
 from pipeline.tallies.quantities import Quantities
+from pipeline.tallies.shown import Shown
 
 SCRIPT = "plot_catalogue"
 GOOD = "quality_flags < 8"
