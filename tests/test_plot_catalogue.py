@@ -196,6 +196,17 @@ def test_ranges_from_a_sample_leave_few_stars_out(many, monkeypatch):
     assert counts["kiel density"].counts.sum() > 0.97 * n
 
 
+def test_a_selection_that_a_sample_misses_has_figures_of_all_its_stars(
+    many, only, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plan, "SAMPLE_ROWS", 60)
+    table = many[1]
+    teff = table["stellar_params_est"][:, 0]
+    limit = np.sort(teff[np.isfinite(teff)])[-15]
+    assert run(many[0], tmp_path, "--select", f"teff >= {limit - 1e-5:.7f}") == 0
+    assert len(only["kiel"][0][0][0].x) == 15
+
+
 def test_maps_of_a_patch_are_counted_finer_than_those_of_the_sky(tmp_path):
     layout = Layout()
     table = stars(3000, layout)
@@ -244,6 +255,24 @@ def test_stars_without_parameters_or_positions_are_no_error(only, tmp_path):
     assert run(tmp_path / "data", tmp_path / "out") == 0
     assert "kiel" not in only
     assert len(only["sky_number"][0][0][0].values) == 60
+
+
+def test_a_catalogue_without_stars_has_no_figures_and_says_so(only, tmp_path, capfd):
+    table = {name: values[:0] for name, values in stars(5).items()}
+    write_shard(tmp_path / "data", FIDS[0], table)
+    assert run(tmp_path / "data", tmp_path / "out") == 0
+    assert not only
+    assert "0 of 0 stars" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("n", [1, 40])
+def test_one_star_or_stars_that_are_all_alike_are_drawn(n, tmp_path):
+    table = {name: np.repeat(values[:1], n, 0) for name, values in stars(1, n_bad=0).items()}
+    table["gdr3_source_id"] = table["gdr3_source_id"] + np.arange(n)
+    write_shard(tmp_path / "data", FIDS[0], table)
+    words = ["--select", "isfinite(teff)"]
+    assert run(tmp_path / "data", tmp_path / "out", *words) == 0
+    assert {"kiel", "sky_number", "sky_feh", "errors"} <= drawn(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

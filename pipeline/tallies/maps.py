@@ -101,11 +101,13 @@ def _median_map(shown, path, names, keys, title, titles=("",), more=""):
             values, lon, lat = (shown.stars[k][rows] for k in (name, "l", "b"))
             known = np.isfinite(values) & np.isfinite(lon)
             one = SkyMap(values[known], lon=lon[known], lat=lat[known], title=words)
-        else:
+        elif key in shown.counts:
             pixels = Pixels.of(shown.counts[key]).suited(TYPICAL_PIXEL, LEAST_PIXEL)
             median = quantile(pixels.counts, shown.counts[key].axes[1].edges)
             median[pixels.number < LEAST_PIXEL] = np.nan
             one, level = SkyMap(median, pixels.level, pixels.pixels, title=words), pixels
+        else:
+            continue
         maps.append(one)
     maps = [one for one in maps if np.isfinite(one.values).any()]
     if not maps:

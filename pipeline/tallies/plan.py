@@ -12,6 +12,7 @@ from pipeline.tallies.counts import BASE_LEVEL, Axis, Counts, Sky
 from pipeline.tallies.quantities import LATITUDES
 
 SAMPLE_ROWS, SAMPLE_SHARDS, SAMPLE_BLOCKS = 200_000, 200, 16  # that ranges are taken from
+LEAST_SELECTED = 2000  # in the sample
 CELLS, VALUES = 192, 64  # of diagrams across; of quantities of which there is a median
 SKY_VALUES = 96
 TAIL = 0.2  # percent of the sample beyond the ends of a range
@@ -24,7 +25,8 @@ POSITIVE = 1e-3  # least of a range on a log scale, relative to its largest
 
 def sample(catalogue, quantities) -> dict:
     """Columns {name: (n,)} of `Quantities` of some stars of a `Catalogue`, from all over it: of all
-    where there are no more than SAMPLE_ROWS. They do not depend on how it is read."""
+    where there are no more than SAMPLE_ROWS. They do not depend on how it is read. Where few of
+    them are selected, of selected stars alone, for which all of it is read."""
     shards = [shard for shard in catalogue.shards if shard.n_rows]
     every = max(1, -(-len(shards) // SAMPLE_SHARDS))
     shards = shards[::every]
@@ -33,9 +35,25 @@ def sample(catalogue, quantities) -> dict:
     for shard in shards:
         with contextlib.suppress(ShardError):  # a damaged one is named when all rows are read
             parts += list(_some_rows(catalogue, shard, quantities, share))
+    n_selected = sum(int(part["selected"].sum()) for part in parts)
+    if n_selected < LEAST_SELECTED and (share < 1 or every > 1):
+        parts = list(_selected_rows(catalogue, quantities)) or parts
     if not parts:
         return {}
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _selected_rows(catalogue, quantities):
+    """Yield columns of the selected stars, about SAMPLE_ROWS at most."""
+    n = 0
+    for table in catalogue.chunks(quantities.needs):
+        columns = quantities.of(table)
+        rows = columns["selected"]
+        n += int(rows.sum())
+        if rows.any():
+            yield {name: values[rows] for name, values in columns.items()}
+        if n > SAMPLE_ROWS:
+            return
 
 
 def _some_rows(catalogue, shard, quantities, share):
