@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """After step 10: figures of the catalogue.
 
-    python tools/plot_catalogue.py --data-dir data --out figures/ --model output_folder/
-    python tools/plot_catalogue.py --data-dir data --out figures/ --direction 166.6 -23.5 --radius 2
+    python tools/plot_catalogue.py --data-dir data --model output_folder/
+    python tools/plot_catalogue.py --data-dir data --out pleiades/ --direction 166.6 -23.5
 
 Reads DATA_DIR/xp_opt_output_files/xp_opt_output_{fid}.h5 (step 10), some rows at a time: millions
 of stars are counted in cells, so memory does not grow with them (docs/catalogue.md has time and
@@ -56,7 +56,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: DATA_DIR/figures")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="of train.py, for R(V)")
     parser.add_argument("--select", default=GOOD, metavar="CONDITION", help="default: %(default)s")
     parser.add_argument(
@@ -78,6 +78,7 @@ def parse_args(argv=None):
     parser.add_argument("--log", type=Path, help="default: plot_catalogue.log in --out")
     add_release_argument(parser)
     args = parser.parse_args(argv)
+    args.out = args.out or args.data_dir / "figures"
     for lon, lat in args.direction:
         if not (np.isfinite(lon) and abs(lat) <= 90):
             parser.error(

@@ -73,7 +73,7 @@ def planes(path, panels, xlabel, ylabel, title, note="", *, inverted=(), log=())
 
     inverted: which of "x", "y" decrease; log: which of them are logarithmic.
     """
-    most = 4 if len(panels) in (4, 7, 8) else 3  # none stands alone in a row
+    most = _most_across(len(panels))
     rows, across = wrapped(len(panels), most)
     with drawing(path, 0.9 + 3.9 * rows * (1.25 if across == 1 else 1.0), title) as figure:
         axes = panel_columns(figure, len(panels), [1], share_x=False, most=most)[0]
@@ -142,19 +142,24 @@ def _scales(ax, panel, inverted, log):
     ax.grid(True)
 
 
-def percentile_panels(path, panels, xlabel, title, note="", *, log_x=False, log_y=True, most=2):
+def _most_across(n):
+    """Panels beside each other, of n, so that none stands alone in a row."""
+    return 4 if n in (4, 7, 8) else 3
+
+
+def percentile_panels(path, panels, xlabel, title, note="", *, log_x=False, log_y=True, most=None):
     """Panels of a quantity against another: stars in cells (or single ones) in grey, the median and
     16% and 84% of each column over them (`Panel.lines`).
 
-    log_y: whether the y axes are logarithmic: one for all, or one for each panel.
+    log_y: whether the y axes are logarithmic; most: panels beside each other.
     """
+    most = most or _most_across(len(panels))
     rows, across = wrapped(len(panels), most)
-    log_y = [log_y] * len(panels) if isinstance(log_y, bool) else log_y
     with drawing(path, 1.0 + (3.0 if across > 1 else 4.2) * rows, title) as figure:
         axes = panel_columns(figure, len(panels), [1], share_x=False, most=most)[0]
-        for ax, panel, is_log in zip(axes, panels, log_y, strict=True):
+        for ax, panel in zip(axes, panels, strict=True):
             _percentiles(ax, panel)
-            ways = ("x" if log_x else "") + ("y" if is_log else "")
+            ways = ("x" if log_x else "") + ("y" if log_y else "")
             _scales(ax, panel, (), tuple(ways))
             ax.set_xlabel(xlabel)
             ax.set_ylabel(panel.ylabel)

@@ -49,7 +49,14 @@ def _along(shown, path, keys, titles, title):
         return f"fewer than {LEAST_ALONG} selected stars with a distance and E ({'; '.join(few)})"
     note = shown.note + (f" Not shown, few stars: {'; '.join(few)}." if few else "")
     return percentile_panels(
-        path, panels, shown.words("distance"), title, f"{LINES} {note}", log_x=True, log_y=False
+        path,
+        panels,
+        shown.words("distance"),
+        title,
+        f"{LINES} {note}",
+        log_x=True,
+        log_y=False,
+        most=2,
     )
 
 
@@ -97,7 +104,7 @@ def _against_g(shown, path, names, title, log_y):
     words = [shown.words(k.removeprefix("g ")) for k in there]
     panels = [_columns(shown.counts[k], shown.stars, w) for k, w in zip(there, words, strict=True)]
     note = f"{LINES} {shown.note}"
-    return percentile_panels(path, panels, "$G$ (mag)", title, note, log_y=log_y, most=3)
+    return percentile_panels(path, panels, "$G$ (mag)", title, note, log_y=log_y)
 
 
 def errors(shown, path):
