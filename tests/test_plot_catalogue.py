@@ -189,6 +189,7 @@ def test_chunks_of_any_size_give_the_same_counts(many, monkeypatch):
 
 def test_ranges_from_a_sample_leave_few_stars_out(many, monkeypatch):
     monkeypatch.setattr(plan, "SAMPLE_ROWS", 600)
+    monkeypatch.setattr(plan, "LEAST_SELECTED", 100)
     catalogue = Catalogue(many[0], FIDS, load_release())
     quantities = Quantities(catalogue.layout, "quality_flags < 8")
     assert 500 < len(plan.sample(catalogue, quantities)["all"]) < 900
