@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from astropy.table import Table
+from dust_case import POWER, power_law
 from matplotlib.image import imread
 from model_case import CHANNELS, RELEASE, WISE, make_flux_model
 
@@ -16,7 +17,6 @@ from pipeline.write import write_arrays
 from tools import export_extinction
 
 XI = np.array([-3.0, -1.0, 0.0, 0.5, 2.0])
-POWER = 1.3
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,6 @@ def folder(flux, tmp_path_factory):
     words = ["--model", str(folder), "--out", str(folder / "out"), "--xi", "-1", "0", "0.5"]
     assert export_extinction.main(words) == 0
     return folder
-
-
-def power_law(slope=0.0):
-    """A law A / E = (lambda / 550 nm)^-1.3 mag, with a slope in xi where it is not 0."""
-    x = np.log(CHANNELS.wavelengths / 550.0)
-    return ExtinctionLaw(
-        CHANNELS.wavelengths, -POWER * x - np.log(MAG), slope * (1 + x), CHANNELS.names
-    )
 
 
 # ---- the curve -------------------------------------------------------------------------------
