@@ -80,7 +80,7 @@ def score_table(found, labels) -> str:
             digits = 0 if label.scale != 1 else 3
             rows.append(
                 f"| {group} ({found[group]['n']:,}) | {label.title}{unit} | "
-                f"{s['offset']:.{digits}f} | {s['scatter']:.{digits}f} | {s['pull_width']:.2f} | "
+                f"{round(s['offset'], digits) + 0.0:.{digits}f} | {s['scatter']:.{digits}f} | {s['pull_width']:.2f} | "
                 f"{s['frac_gt3']:.1%} |"
             )
     return "\n".join(rows)
