@@ -78,9 +78,10 @@ def score_table(found, labels) -> str:
         for label in labels if group in found else ():
             s, unit = found[group][label.name], f" ({label.shown_unit})" if label.shown_unit else ""
             digits = 0 if label.scale != 1 else 3
+            offset = round(s["offset"], digits) + 0.0  # which makes 0 of -0
             rows.append(
                 f"| {group} ({found[group]['n']:,}) | {label.title}{unit} | "
-                f"{round(s['offset'], digits) + 0.0:.{digits}f} | {s['scatter']:.{digits}f} | {s['pull_width']:.2f} | "
+                f"{offset:.{digits}f} | {s['scatter']:.{digits}f} | {s['pull_width']:.2f} | "
                 f"{s['frac_gt3']:.1%} |"
             )
     return "\n".join(rows)
