@@ -49,7 +49,7 @@ from fitting.recipe import read_recipe
 from fitting.split import hash_fraction, held_out, split_stars
 from fitting.training_set import LABELS, read_training_data
 from pipeline.errors import ShardError, UsageError
-from pipeline.provenance import Status, identity, output_state, provenance
+from pipeline.provenance import Status, output_state, provenance, see
 from pipeline.read import read_arrays
 from pipeline.row_store import folder_beside
 from pipeline.run import progress, setup_logging, usage_exit
@@ -276,6 +276,7 @@ def check_recipe_fits(recipe, labels, path):
 @usage_exit
 def main(argv=None) -> int:
     args = parse_args(argv)
+    seen = [see(path) for path in (args.input, args.recipe) if path.is_file()]
     recipe = read_recipe(args.recipe)
     data = read_training_data(args.input, args.release, folder_beside(args.output))
     check_recipe_fits(recipe, data.labels, args.recipe)
@@ -286,8 +287,10 @@ def main(argv=None) -> int:
             f"stars; at least {MIN_TRAINING_STARS} and 1 are needed"
         )
     log = setup_logging(SCRIPT, args.log or args.output / "train.log")
-    made_by = provenance(SCRIPT, argv, [args.input, args.recipe], args.release)
-    chosen = {"recipe": dataclasses.asdict(recipe), "training_data": identity(args.input)}
+    # They are read to their ends, and may change from now on: the results say what was read.
+    made_by = dict(provenance(SCRIPT, argv, seen, args.release))
+    identity = seen[0].entry["identity"]
+    chosen = {"recipe": dataclasses.asdict(recipe), "training_data": identity}
     settings = json.dumps(chosen, sort_keys=True)
     former = former_state(args, settings)
     if is_trained(args, recipe, former):

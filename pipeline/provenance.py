@@ -55,11 +55,46 @@ def identity(path) -> str:
     with contextlib.suppress(*HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
         if "content_id" in file.attrs:
             return f"content {file.attrs['content_id']}"
+    size, mtime, _ = _stamp(path)
+    return f"size {size} mtime {mtime}"
+
+
+def _stamp(path) -> tuple:
+    """What changes whenever a file is written or replaced; ShardError where there is none."""
     try:
         stat = os.stat(path)
     except OSError as error:
         raise ShardError(f"{path}: input not found ({error.strerror})") from error
-    return f"size {stat.st_size} mtime {stat.st_mtime_ns}"
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A file as it was before it was read: see `see`. entry: what outputs record of it."""
+
+    path: Path
+    entry: dict
+    stamp: tuple
+
+    def require_unchanged(self):
+        """ShardError where the file has another content now, or is gone."""
+        if _stamp(self.path) != self.stamp and identity(self.path) != self.entry["identity"]:
+            raise ShardError(
+                f"{self.path}: was replaced or changed while it was in use: run the same command "
+                "again, when it stays as it is"
+            )
+
+
+def see(path) -> Seen:
+    """A file as it is now, to be asked for before it is read; what is `Seen` already stays so.
+
+    ShardError where there is no such file.
+    """
+    if isinstance(path, Seen):
+        return path
+    stamp = _stamp(path)
+    entry = {"name": Path(path).name, "identity": identity(path), "size": stamp[0]}
+    return Seen(Path(path), entry, stamp)
 
 
 def _input_entries(inputs) -> list[dict]:
@@ -67,15 +102,12 @@ def _input_entries(inputs) -> list[dict]:
 
     HDF5 attributes hold at most 64 kB, and one file may be made from 17,000.
     """
-    entries = [
-        {"name": Path(path).name, "identity": identity(path), "size": os.stat(path).st_size}
-        for path in inputs
-    ]
-    if len(entries) <= MOST_INPUTS:
-        return entries
+    seen = [see(one) for one in inputs]
+    if len(seen) <= MOST_INPUTS:
+        return [one.entry for one in seen]
     folders = {}
-    for path, entry in zip(inputs, entries, strict=True):
-        folders.setdefault(Path(path).parent.name, []).append(entry)
+    for one in seen:
+        folders.setdefault(one.path.parent.name, []).append(one.entry)
     return [
         {
             "name": f"{folder} ({len(group)} files)",
@@ -86,15 +118,34 @@ def _input_entries(inputs) -> list[dict]:
     ]
 
 
-def provenance(script: str, argv, inputs, release=None) -> dict:
+class MadeBy(dict):
+    """Attributes of an output, which know the files that it is made from."""
+
+    def __init__(self, attrs, inputs):
+        super().__init__(attrs)
+        self._inputs = inputs
+
+    def require_unchanged(self):
+        """ShardError where an input is not what it was when it was seen."""
+        for one in self._inputs:
+            one.require_unchanged()
+
+
+def provenance(script: str, argv, inputs, release=None) -> MadeBy:
     """Attributes of an output: script, version, time, command line, inputs, package versions.
 
-    argv: list of arguments (None: those of this process); inputs: paths of the files read;
-    release: the data release that the content is of.
+    To be asked for before the inputs are read, as their identities are those of now. argv: list of
+    arguments (None: those of this process); inputs: paths of the files to be read, or as they were
+    `Seen` before they were; release: the data release that the content is of. ShardError where one
+    has changed since it was seen.
     """
+    for one in inputs:
+        if isinstance(one, Seen):
+            one.require_unchanged()
+    inputs = [see(one) for one in inputs]
     arguments = sys.argv[1:] if argv is None else argv
     of_release = {} if release is None else {"release": release.name}
-    return of_release | {
+    attrs = of_release | {
         "script": script,
         "version": project_version(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,6 +153,15 @@ def provenance(script: str, argv, inputs, release=None) -> dict:
         "inputs": json.dumps(_input_entries(inputs)),
         "packages": _package_versions(),
     }
+    return MadeBy(attrs, inputs)
+
+
+def made_from(path, name) -> str | None:
+    """Identity of the input of that name that a file records; None where it records none."""
+    with contextlib.suppress(*HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
+        entries = json.loads(file.attrs.get("inputs", "[]"))
+        return next((e["identity"] for e in entries if e["name"] == name), None)
+    return None
 
 
 # ---- state of an output ----------------------------------------------------------------------
@@ -123,8 +183,8 @@ class State:
 
 
 def output_state(path, inputs=(), kind=None) -> State:
-    """State of an output made from the files `inputs`; kind: a key of `schema.FILES`, by default
-    the one that it says, else that of the folder it is in.
+    """State of an output made from the files `inputs` (paths, or `Seen`); kind: a key of
+    `schema.FILES`, by default the one that it says, else that of the folder it is in.
 
     ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: it is of another kind or
     format, or an input's identity, or the set of inputs, is not the recorded one. Raises ShardError

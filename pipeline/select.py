@@ -162,6 +162,13 @@ def chosen_partition(args) -> tuple[int, int] | None:
     return n, k
 
 
+def whole_array(args) -> bool:
+    """Whether this is a task of a Slurm array that does all parts."""
+    tasks, part = os.environ.get("SLURM_ARRAY_TASK_COUNT", ""), chosen_partition(args)
+    by_slurm = getattr(args, "partition", None) is None and not args.shards
+    return by_slurm and part is not None and tasks.isdigit() and int(tasks) >= part[0]
+
+
 def select_fids(args, kind) -> list[str]:
     """The fids of a kind that --shards and --partition (or Slurm) choose.
 

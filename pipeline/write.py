@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ShardError
+from pipeline.provenance import MadeBy
 from pipeline.read import HDF5_ERRORS, check_whole, id_hash
 
 CHUNK_BYTES = 1 << 18  # of a dataset's chunk: small enough for sparse rows, large enough for gzip
@@ -112,6 +113,9 @@ class _Column:
 class ShardWriter:
     """Write an HDF5 file that appears under its final name only when whole.
 
+    Where `provenance` is that of files (`provenance.provenance`), they must be at the end what they
+    were then, else ShardError and no file.
+
     With `id_column`, every dataset has `n_rows` rows, all of which must be written before the end
     of the `with` block (else ShardError and no file). Where `n_rows` is None, the datasets grow as
     rows come in, and must end up with as many. With `id_column=None` (models, checkpoints)
@@ -125,6 +129,7 @@ class ShardWriter:
         self.n_rows = n_rows
         self.id_column = id_column
         self._grows = n_rows is None and id_column is not None
+        self._made_by = provenance
         self._attrs, self._described = dict(provenance), {}
         self.describe(**(attrs or {}))
         self._columns: dict[str, _Column] = {}
@@ -300,6 +305,8 @@ class ShardWriter:
         attrs["complete"] = True
         self._file.close()
         check_whole(self._temporary)
+        if isinstance(self._made_by, MadeBy):
+            self._made_by.require_unchanged()
         _sync(self._temporary)
         os.replace(self._temporary, self.path)
         with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
