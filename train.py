@@ -33,8 +33,9 @@ output_folder/:
   *.png                  figures: losses, extinction curve, model spectra, residuals, labels, ...
   train.log
 
-A killed run goes on with --resume from its last checkpoint, to the same result.
-Exit status: 0 trained, 2 wrong usage or input.
+A run that was killed or ended by a signal goes on with --resume from its last checkpoint, to the
+same result.
+Exit status: 0 trained, 1 the disk is full, 2 wrong usage or input, 128 + n ended by signal n.
 """
 
 import dataclasses
@@ -55,7 +56,8 @@ from pipeline.row_store import folder_beside
 from pipeline.run import progress, setup_logging, usage_exit
 from pipeline.schema import MODEL_FILE, Layout, resolved
 from pipeline.select import add_release_argument, step_parser
-from pipeline.write import ShardWriter, write_arrays, write_text
+from pipeline.whole_files import write_text
+from pipeline.write import ShardWriter, write_arrays
 
 SCRIPT = "train"
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipe.toml"
@@ -273,7 +275,7 @@ def check_recipe_fits(recipe, labels, path):
         )
 
 
-@usage_exit
+@usage_exit(again="run the same command with --resume, which goes on from its last checkpoint")
 def main(argv=None) -> int:
     args = parse_args(argv)
     seen = [see(path) for path in (args.input, args.recipe) if path.is_file()]

@@ -33,7 +33,8 @@ from pipeline.read import ShardReader
 from pipeline.run import usage_exit
 from pipeline.schema import MODEL_FILE, Layout, load_release, resolved
 from pipeline.select import list_fids, shard_path
-from pipeline.write import ShardWriter, write_text
+from pipeline.whole_files import write_text
+from pipeline.write import ShardWriter
 
 ALL_STARS = 219e6  # with XP spectra in DR3: Gaia Collaboration, De Angeli et al. 2023, A&A 674, A2
 FEW = 500  # stars of the short runs

@@ -182,9 +182,10 @@ class State:
     reason: str = ""
 
 
-def output_state(path, inputs=(), kind=None) -> State:
+def output_state(path, inputs=(), kind=None, deep=False) -> State:
     """State of an output made from the files `inputs` (paths, or `Seen`); kind: a key of
-    `schema.FILES`, by default the one that it says, else that of the folder it is in.
+    `schema.FILES`, by default the one that it says, else that of the folder it is in; deep: all of
+    it is read and compared with what was written.
 
     ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: it is of another kind or
     format, or an input's identity, or the set of inputs, is not the recorded one. Raises ShardError
@@ -193,7 +194,7 @@ def output_state(path, inputs=(), kind=None) -> State:
     if not Path(path).exists():
         return State(Status.ABSENT)
     try:
-        attrs = check_whole(path)
+        attrs = check_whole(path, deep)
     except ShardError as error:
         return State(Status.PARTIAL, str(error))
     said = attrs.get("kind")

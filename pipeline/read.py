@@ -10,7 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.errors import ShardError
+from pipeline import content
+from pipeline.errors import ShardError, unreadable
+from pipeline.own_content import require_own
 from pipeline.schema import FILES, KINDS, Layout, resolved
 from pipeline.select import shard_path
 from pipeline.xp_basis import load_xp_basis
@@ -19,13 +21,22 @@ MOST_GAP = 8  # rows between two wanted ones that are read rather than skipped
 CACHE_BYTES = 1 << 25  # per dataset read: foreign files may hold large or column-wise chunks
 # Kinds of dtype that a declared one (f, i, u, b, S) may be read from.
 KINDS_READ_AS = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "S": "SO"}
-HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
+# What h5py raises on damaged files.
+HDF5_ERRORS = (
+    OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, ArithmeticError,
+    MemoryError,
+)  # fmt: skip
 
 
 def _open(path: Path) -> h5py.File:
-    if not path.exists():
-        raise ShardError(f"{path}: not found")
-    if path.is_file() and path.stat().st_size == 0:
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: not found") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if empty:
         raise ShardError(f"{path}: empty file (0 bytes); delete it and fetch or make it again")
     try:
         return h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
@@ -40,7 +51,8 @@ class ShardReader:
 
     `n_rows`, `columns` (root-level datasets) and `attrs` are read on opening. With an `id_column`
     (given, or recorded in the file) all datasets must have as many rows as it has. names: {our
-    name of a dataset: a foreign file's}, where they differ.
+    name of a dataset: a foreign file's}, where they differ. A file of ours must be as it was
+    written, but for the values of its datasets (`verify`): see pipeline/content.py.
     """
 
     def __init__(self, path, id_column=None, names=None):
@@ -55,6 +67,8 @@ class ShardReader:
 
     def _inspect(self, id_column):
         try:
+            require_own(self._file, self.path)
+            self._digests = content.read_seal(self._file, self.path)
             self.attrs = {key: self._file.attrs[key] for key in self._file.attrs}
             ours = {their: our for our, their in self._theirs.items() if our not in self._file}
             items = {ours.get(name, name): self._file[name] for name in self._file}
@@ -119,7 +133,27 @@ class ShardReader:
                 f"(checksum or truncation; {error}); make the file again (--overwrite) or fetch it"
             ) from error
         array = np.asarray(array)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if self._digests is not None and data.chunks is None:  # so it has no checksum
+            self._require_digest(name, data, array)
+        return array
+
+    def _require_digest(self, name, data, array):
+        if array.shape == data.shape:
+            found = content.digest_of_array(array)
+            content.require_digest(found, self._digests, data.name.lstrip("/"), self.path)
+
+    def verify(self):
+        """ShardError where a dataset does not hold what was written into it; all is read."""
+        for name, data in content.datasets_of(self._file).items():
+            try:
+                found = content.digest_of_dataset(data)
+            except HDF5_ERRORS as error:
+                raise ShardError(
+                    f"{self.path}: dataset {name} cannot be read (checksum or truncation; "
+                    f"{error}); make the file again (--overwrite) or fetch it"
+                ) from error
+            content.require_digest(found, self._digests, name, self.path)
 
     def read_rows(self, name, rows) -> np.ndarray:
         """The given rows (n,), increasing; rows far from all of them are not read."""
@@ -209,13 +243,17 @@ def id_hash(ids) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()
 
 
-def check_whole(path) -> dict:
+def check_whole(path, deep=False) -> dict:
     """Attributes of a file of ours; ShardError where it is not whole.
 
-    Whole: opens, carries the marker, its datasets have the recorded number of rows and its ids
-    the recorded hash. The checksums of the other datasets are verified when they are read.
+    Whole: opens, carries the marker, what it says of itself and of its datasets is what was written
+    (`content.read_seal`), its datasets have the recorded number of rows and its ids the recorded
+    hash. The checksums of the other datasets are verified when they are read, or where it is deep:
+    then all is read, and compared with what was written.
     """
     with ShardReader(path) as reader:
+        if deep:
+            reader.verify()
         attrs = reader.attrs
         if not attrs.get("complete", False):
             raise ShardError(f"{path}: no marker of completeness; not a finished file of ours")
@@ -231,8 +269,12 @@ def check_whole(path) -> dict:
 
 
 def read_arrays(path):
-    """({name: array}, attributes) of a file of arrays, as `write_arrays` makes it."""
+    """({name: array}, attributes) of a file of arrays, as `write_arrays` makes it.
+
+    ShardError where they are not what was written.
+    """
     with ShardReader(path) as reader:
+        reader.verify()
         return {name: reader.read(name) for name in reader.columns}, reader.attrs
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.errors import ShardError, UsageError
+from pipeline.errors import ShardError, UsageError, shortened
 from pipeline.schema import COSTS, DEFAULT_RELEASE, FILES, KINDS, describe, load_release
 
 PARTS = "XPFWD_PARTS"  # variable of the environment: as --parts
@@ -125,6 +125,11 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shards", nargs="+", metavar="FID", help="handle only these shards")
     parser.add_argument("--overwrite", action="store_true", help="make finished shards again")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read finished shards whole, and make those again that do not hold what was written",
+    )
     parser.add_argument("--log", type=Path, help="default: DATA_DIR/logs/SCRIPT[_part].log")
 
 
@@ -181,7 +186,7 @@ def select_fids(args, kind) -> list[str]:
     if args.shards:
         unknown = sorted(set(args.shards) - set(fids))
         if unknown:
-            raise UsageError(f"--shards {' '.join(unknown)}: not in {folder} (e.g. {fids[0]} is)")
+            raise UsageError(f"--shards {shortened(unknown)}: not in {folder} (e.g. {fids[0]} is)")
         fids = sorted(set(args.shards))
     part = chosen_partition(args)
     return [fid for fid in fids if part is None or partition_of(fid, part[0]) == part[1]]

@@ -30,7 +30,7 @@ from pipeline.tap_service import (
     TapService,
     first_words,
 )
-from pipeline.write import remove_dead_temporaries, write_text
+from pipeline.whole_files import remove_dead_temporaries, write_text
 
 OUTPUT_FORMAT = "votable_gzip"  # keeps 64-bit ids exact, and tells where rows were cut
 PHASES_OVER = ("ABORTED", "ERROR", "ARCHIVED")  # IVOA Universal Worker Service 1.1
