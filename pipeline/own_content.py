@@ -17,7 +17,7 @@ def require_own(file, path):
     def look(name, info):
         if info.type == h5py.h5l.TYPE_EXTERNAL:
             foreign[name.decode(errors="replace")] = "a link to another file"
-        elif info.type == h5py.h5l.TYPE_SOFT and name not in file:
+        elif info.type == h5py.h5l.TYPE_SOFT and file.get(name) is None:
             foreign[name.decode(errors="replace")] = "a link to nothing"
 
     file.id.links.visit(look, info=True)

@@ -82,7 +82,8 @@ class ShardReader:
         self.id_column = id_column or self.attrs.get("id_column")
         self.n_rows = None
         if self.id_column is not None:
-            self._require(self.id_column)
+            if self.id_column not in self._shapes:
+                self._refuse_absent(self.id_column)
             self.n_rows = self._shapes[self.id_column][0] if self._shapes[self.id_column] else 0
             odd = {k: s for k, s in self._shapes.items() if not s or s[0] != self.n_rows}
             if odd:
@@ -114,8 +115,11 @@ class ShardReader:
 
     def _require(self, name):
         if not self.has(name):
-            found = ", ".join(self.columns) or "none"
-            raise ShardError(f"{self.path}: no dataset {name}; found: {found}")
+            self._refuse_absent(name)
+
+    def _refuse_absent(self, name):
+        found = ", ".join(self.columns) or "none"
+        raise ShardError(f"{self.path}: no dataset {name}; found: {found}")
 
     def has(self, name) -> bool:
         """Whether there is a dataset or group, by our name or by a path within the file."""
@@ -197,11 +201,16 @@ class ShardReader:
         self._check_format(FILES[said if said in FILES else datasets.kind].format)
         for name, data in datasets.items():
             if name not in self._shapes:
+                if name in self._items:
+                    raise ShardError(
+                        f"{self.path}: {name} is no dataset, but a {_sort_of(self._items[name])}; "
+                        f"expected {data.dtype} and {data.shape} a row: make or fetch it again"
+                    )
                 if data.optional or "script" not in self.attrs:
                     continue
                 self._require(name)
-            found, dtype = self._shapes[name][1:], self._items[name].dtype
-            if found != data.shape or dtype.kind not in KINDS_READ_AS[np.dtype(data.dtype).kind]:
+            found, dtype = self._shape_of_rows(name), self._items[name].dtype
+            if found != data.shape or not _is_read_as(dtype, np.dtype(data.dtype)):
                 raise ShardError(
                     f"{self.path}: {name} is {dtype} with rows of shape {found}, expected "
                     f"{data.dtype} and {data.shape}: make or fetch the file again, or give "
@@ -217,11 +226,15 @@ class ShardReader:
                 f"now {expected}): make it again with that script and --overwrite"
             )
 
+    def _shape_of_rows(self, name):
+        shape = self._shapes[name]
+        return None if not shape else shape[1:]
+
     def _check_unit(self, name, expected):
         found = self._items[name].attrs.get("units")
-        if found is None or expected is None or "script" not in self.attrs:
+        if found is None or expected is None:
             return
-        if str(found).replace(" ", "") != expected.replace(" ", ""):
+        if _is_other_unit(str(found), expected, strict="script" in self.attrs):
             raise ShardError(
                 f"{self.path}: {name} is in {found}, expected {expected}: make the file again"
             )
@@ -229,14 +242,39 @@ class ShardReader:
     def source_id(self) -> np.ndarray:
         """(N,) int64 ids, in the file's order; ShardError where they are not unique integers."""
         ids = self.read(self.id_column)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        if ids.ndim != 1 or ids.dtype != np.int64:
             raise ShardError(
                 f"{self.path}: {self.id_column} is {ids.dtype} of shape {ids.shape}, "
-                "expected one integer per row"
+                "expected one integer per row, of 64 bits (int64): write the ids so"
             )
-        ids = ids.astype(np.int64)
         require_unique(ids, f"{self.path}: {self.id_column}")
         return ids
+
+
+def _sort_of(item) -> str:
+    return "group" if isinstance(item, h5py.Group) else "named type"
+
+
+def _is_read_as(found, declared) -> bool:
+    """Whether a dataset of a dtype is read as one that is declared: numbers as numbers, no enum or
+    reference among them."""
+    if found.kind == "O":
+        return declared.kind == "S" and h5py.check_string_dtype(found) is not None
+    if found.kind in "iu" and h5py.check_enum_dtype(found) is not None:
+        return False
+    return found.kind in KINDS_READ_AS[declared.kind]
+
+
+def _is_other_unit(found, expected, strict) -> bool:
+    """Whether a unit, as it is written, is another one; strict: what is no unit is another."""
+    if found.replace(" ", "") == expected.replace(" ", ""):
+        return False
+    from astropy.units import Unit  # takes a while to load
+
+    try:
+        return Unit(found) != Unit(expected)
+    except (ValueError, TypeError):
+        return strict
 
 
 def id_hash(ids) -> str:
@@ -322,7 +360,12 @@ def open_shard(data_dir, kind, fid, release) -> ShardReader:
     reader = ShardReader(path, KINDS[kind].id_column(release), names)
     try:
         reader.require_release(release)
-    except ShardError:
+        if "script" in reader.attrs:  # of what others made, what is read is checked
+            said = reader.attrs.get("kind")
+            held = said if said == "sampled" and kind == "xp" else kind
+            datasets = resolved(held, Layout(release))
+            reader.check(datasets.only([name for name in datasets if reader.has(name)]))
+    except BaseException:
         reader.close()
         raise
     return reader
