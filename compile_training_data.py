@@ -33,7 +33,7 @@ import xp_utils
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import Status, output_state, provenance, see
 from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows
-from pipeline.run import collect_failure, progress, setup_logging, usage_exit
+from pipeline.run import collect_failure, progress, reasons_of, setup_logging, usage_exit
 from pipeline.schema import KINDS, KNOWN_LABELS, Layout, flags, resolved
 from pipeline.schema.columns import COLUMN_MAPS
 from pipeline.schema.labels import LABEL_GRAMMAR, parse_label
@@ -132,6 +132,9 @@ def parse_args(argv=None):
         help="leave out the stars of shards that cannot be read, rather than fail",
     )
     parser.add_argument("--overwrite", action="store_true", help="make a finished output again")
+    parser.add_argument(
+        "--check", action="store_true", help="read a finished output whole, to see that it is"
+    )
     parser.add_argument("--log", type=Path, help="default: the output's name with .log")
     return parser.parse_args(argv)
 
@@ -395,7 +398,7 @@ def summarise(work, selections, failed) -> int:
     name_exceptions(work.table, EXCEPTIONS, log)
     log.info("what became of the labels\n%s", accounting)
     print(accounting)
-    bad = "; ".join(f"{fid} ({reason})" for fid, reason in failed.items())
+    bad = reasons_of(failed)
     if failed and not args.skip_bad_shards:
         log.error(
             "%s not written: %d bad shards: %s. Make them again, or give --skip-bad-shards",
@@ -416,7 +419,7 @@ def summarise(work, selections, failed) -> int:
 
 def is_done(args, inputs, labels, log) -> bool:
     """Whether the output is complete, and of these labels; ShardError where of another release."""
-    state = output_state(args.output, inputs, "training")
+    state = output_state(args.output, inputs, "training", args.check)
     if state.status is Status.COMPLETE:
         with ShardReader(args.output) as reader:
             reader.require_release(args.release)

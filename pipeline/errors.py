@@ -30,13 +30,18 @@ def unwritable(path, error) -> WriteError:
     return WriteError(f"{path}: cannot be written ({_reason(error)}); {advice}")
 
 
-def unreadable(path, error) -> UsageError | ShardError:
+def forbidden(path, error) -> ShardError:
+    """The error of a file or folder that one may not read or look into."""
+    return ShardError(
+        f"{path}: no permission for it ({_reason(error)}): ask its owner (chmod), or run as one "
+        "who has it"
+    )
+
+
+def unreadable(path, error) -> ShardError:
     """The error of a file that cannot be opened for an OSError, with what to do."""
     if getattr(error, "errno", None) in CLOSED:
-        return ShardError(
-            f"{path}: no permission to read it ({_reason(error)}): ask its owner for it, or run as "
-            "one who has it"
-        )
+        return forbidden(path, error)
     return ShardError(f"{path}: cannot be read ({_reason(error)})")
 
 

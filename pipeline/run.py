@@ -14,7 +14,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline import signals
-from pipeline.errors import CLOSED, FULL, ShardError, UsageError, WriteError, shortened, unwritable
+from pipeline.errors import (
+    CLOSED,
+    FULL,
+    ShardError,
+    UsageError,
+    WriteError,
+    forbidden,
+    shortened,
+    unwritable,
+)
 from pipeline.provenance import Status, output_state, project_version
 from pipeline.read import ShardReader
 from pipeline.select import chosen_partition
@@ -108,8 +117,10 @@ def reason_of(error) -> str:
     """Why something failed, in one line."""
     if isinstance(error, ShardError):
         return str(error)
-    if isinstance(error, OSError) and error.filename is not None and error.errno in FULL + CLOSED:
-        return str(unwritable(error.filename, error))
+    if isinstance(error, OSError) and error.errno in FULL:
+        return str(unwritable(error.filename or "a file", error))
+    if isinstance(error, OSError) and error.errno in CLOSED:
+        return str(forbidden(error.filename or "a file", error))
     return " ".join(repr(error).split())
 
 
@@ -201,7 +212,7 @@ def run_shards(
     except KeyboardInterrupt as error:
         ended = error
     done = f"{outcomes['done']} done, {outcomes['already complete']} already complete"
-    reasons = f": {_reasons(failed)}" if failed else ""
+    reasons = f": {reasons_of(failed)}" if failed else ""
     counted = "".join(f"\n  {name}: {value}" for name, value in totals.items())
     message = f"{script}: {done}, {len(failed)} failed{reasons}{counted}"
     if ended is not None:
@@ -231,7 +242,7 @@ def _prepare_folders(folders):
         remove_dead_temporaries(folder)
 
 
-def _reasons(failed) -> str:
+def reasons_of(failed) -> str:
     """The failures of shards, {fid: reason}, in a summary: those of one reason together."""
     of_reason = {}
     for fid, reason in failed.items():
