@@ -60,8 +60,8 @@ def read_line(file, path) -> bytes:
     line = file.readline(MOST_BYTES)
     if len(line) == MOST_BYTES:
         raise ShardError(
-            f"{path}: a line of more than {MOST_BYTES >> 20} MB, which is no row of spectra; fetch the "
-            "file again"
+            f"{path}: a line of more than {MOST_BYTES >> 20} MB, which is no row of spectra; fetch "
+            "the file again"
         )
     return line
 
