@@ -3,11 +3,15 @@
 Root attributes: `digests`, {dataset: hash of its bytes} as JSON; `content_id`, of the datasets'
 names, types, shapes, attributes and digests and of what is said of the content, which is the same
 for files of the same content, whenever and from wherever they were made; `seal`, of all root
-attributes. Files of former versions have no seal: of them nothing is known.
+attributes; `heaps`, (m, 3) place, size and CRC-32 of the parts of the file that hold the texts of
+attributes, of which HDF5 has no checksum, and on some of which, damaged, it hangs: so they are
+looked at before it is asked for any text. Files of former versions have none: of them nothing is
+known.
 """
 
 import hashlib
 import json
+import zlib
 
 import h5py
 import numpy as np
@@ -17,7 +21,7 @@ from pipeline.errors import ShardError
 BLOCK_BYTES = 1 << 24  # read at a time to be hashed
 # Root attributes that tell how a file came to be, or are made here; all others tell of the content.
 ABOUT = {"script", "version", "time", "command_line", "inputs", "packages", "complete", "n_rows",
-         "id_column", "sourceid_hash", "digests", "content_id", "seal"}  # fmt: skip
+         "id_column", "sourceid_hash", "digests", "content_id", "seal", "heaps"}  # fmt: skip
 
 
 def new_digest():
@@ -77,7 +81,7 @@ def content_id(file, digests: dict) -> str:
 
 def seal(file) -> str:
     """`seal` of an open file."""
-    return _hash(_plain({key: v for key, v in file.attrs.items() if key != "seal"}))
+    return _hash(_plain({key: v for key, v in file.attrs.items() if key not in ("seal", "heaps")}))
 
 
 def put_seal(file, digests: dict):
@@ -85,6 +89,23 @@ def put_seal(file, digests: dict):
     file.attrs["digests"] = json.dumps(digests, sort_keys=True)
     file.attrs["content_id"] = content_id(file, digests)
     file.attrs["seal"] = seal(file)
+
+
+def put_heaps(file, sink):
+    """Give a file that is written to a `Sink`, and has its seal, the last of its attributes."""
+    file.flush()
+    file.attrs["heaps"] = np.array(sink.heaps(), np.int64).reshape(-1, 3)
+
+
+def require_heaps(file, path):
+    """ShardError where the texts in an open file of ours are damaged: see `heaps`."""
+    if "heaps" not in file.attrs:
+        return
+    with open(path, "rb") as raw:
+        for place, size, crc in file.attrs["heaps"].tolist():
+            raw.seek(place)
+            if zlib.crc32(raw.read(size)) != crc:
+                raise ShardError(f"{path}: its attributes are damaged: make or fetch it again")
 
 
 def read_seal(file, path) -> dict | None:

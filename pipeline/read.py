@@ -67,6 +67,7 @@ class ShardReader:
 
     def _inspect(self, id_column):
         try:
+            content.require_heaps(self._file, self.path)
             require_own(self._file, self.path)
             self._digests = content.read_seal(self._file, self.path)
             self.attrs = {key: self._file.attrs[key] for key in self._file.attrs}

@@ -265,6 +265,7 @@ class ShardWriter:
         attrs["complete"] = True
         digests = {name: self._column_digest(column) for name, column in self._columns.items()}
         content.put_seal(self._file, digests)
+        content.put_heaps(self._file, self._sink)
         self._file.close()
         if self._fault():
             return

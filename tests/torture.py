@@ -57,6 +57,7 @@ from tools import convert_xp_csv
 
 N_STARS = 150
 FIDS = ("000000-000999", "001000-001999", "400000-400999")
+LONGEST = 120  # s, to read a damaged file
 BATCH = 20  # damaged files read in one process
 SAME = 1e-5  # relative: sums of float32 may differ by the order that BLAS takes
 
@@ -333,6 +334,7 @@ class Damaging:
         name = rng.choice(list(self.files))
         path, read, noticed = self.files[name]
         path.write_bytes(damage(self.content[name], rng))
+        signal.alarm(LONGEST)  # HDF5 hangs on some damage, where nobody can interrupt it
         try:
             found = read(path)
         except ShardError as error:
@@ -341,6 +343,7 @@ class Damaging:
         except BaseException as error:
             return f"{name}: {error!r}"
         finally:
+            signal.alarm(0)
             path.write_bytes(self.content[name])
         if same(found, self.whole[name]):
             return "same"
