@@ -202,7 +202,8 @@ def test_every_bit_outside_of_the_data_is_watched(tmp_path):
             with ShardReader(path) as reader:
                 found = {name: reader.read(name) for name in reader.columns} | reader.attrs
         except ShardError as error:
-            assert "out.h5" in str(error)
+            if "out.h5" not in str(error):
+                raise
             continue
         assert found.keys() == whole.keys()
         for name, value in whole.items():
