@@ -155,7 +155,7 @@ def _tile_table(path, names) -> dict:
                 if not missing:
                     table = {name: np.array(data[name]) for name in names}
         except (OSError, ValueError, TypeError, IndexError, KeyError, AttributeError,
-                EOFError, AstropyWarning) as error:  # fmt: skip
+                EOFError, AstropyWarning, fits.VerifyError) as error:  # fmt: skip
             raise ShardError(
                 f"{path}: not a readable FITS table (truncated or damaged; {error}); fetch it again"
             ) from error
