@@ -1,4 +1,5 @@
 # make demo    the whole chain on 4,000 real stars, results under demo/run/
+# make stars   2 minutes: 100 stars from a list of ids to a table and star pages, demo/run/stars/
 # make test    the tests
 # make test-tap    the tests with a real TAP server, which they INSTALL on this machine (Debian
 #              bookworm, as root, about 3 minutes; skipped elsewhere): for CI and containers
@@ -20,11 +21,14 @@ RUN_ALL = failed=0; for script in $(1); do echo "== $$script"; $(PY) $$script ||
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-tap lint bench calibration clean
+.PHONY: demo stars test test-tap lint bench calibration clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/run.stamp
 	@$(PY) demo/run_demo.py
+
+stars: $(VENV)/run.stamp
+	@$(PY) demo/run_stars.py
 
 test: $(VENV)/dev.stamp
 	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadgroup

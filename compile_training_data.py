@@ -419,7 +419,7 @@ def summarise(work, selections, failed) -> int:
 
 def is_done(args, inputs, labels, log) -> bool:
     """Whether the output is complete, and of these labels; ShardError where of another release."""
-    state = output_state(args.output, inputs, "training", args.check)
+    state = output_state(args.output, inputs, "training", deep=args.check)
     if state.status is Status.COMPLETE:
         with ShardReader(args.output) as reader:
             reader.require_release(args.release)

@@ -15,10 +15,12 @@ This file knows TensorFlow and arrays, nothing of files, except the export of a 
 SavedModel, whose interface is that of the published model.
 """
 
+import itertools
 import logging
 
 import numpy as np
 
+from pipeline.extinction_law import BLUE_NM, VISUAL_NM, interpolation, varies
 from pipeline.quiet_tensorflow import tf, without_notices
 
 # First guess of the mean extinction curve: ln R = ln[2 (lambda / 550 nm)^-1.5]. The factor 2 sets
@@ -27,8 +29,7 @@ EXT_CURVE_NORM = 2.0
 EXT_CURVE_PIVOT_NM = 550.0
 EXT_CURVE_SLOPE = -1.5
 
-# The extinction curve has no xi-variation redward of this: W1 and W2 carry too little of it.
-XI_MAX_WAVELENGTH_NM = 3000.0
+EXPORTED_TYPES = (tf.float32, tf.float64, tf.int64)  # of numbers that the exported model takes
 
 # ln flux is held within these bounds, so that a wild trial point cannot overflow float32.
 LN_FLUX_LIMIT = 40.0
@@ -91,7 +92,9 @@ class FluxModel(tf.Module):
             initial_ln_ext_curve(wavelengths), dtype=tf.float32, name="ln_ext_curve"
         )
         self.ln_ext_curve_xi = tf.Variable(tf.zeros(n_wl), name="ln_ext_curve_xi")
-        self.xi_mask = tf.constant(wavelengths < XI_MAX_WAVELENGTH_NM, tf.float32)
+        self.xi_mask = tf.constant(varies(wavelengths), tf.float32)
+        at = np.transpose([interpolation(wavelengths, nm) for nm in (BLUE_NM, VISUAL_NM)])
+        self.blue_visual = tf.constant(at, tf.float32)  # (n_wl, 2)
 
     @property
     def network_variables(self):
@@ -145,6 +148,12 @@ class FluxModel(tf.Module):
         slope = self.ln_ext_curve_xi * self.xi_mask
         return tf.exp(self.ln_ext_curve + slope * t), slope * (1.0 - t * t)
 
+    def r55(self, xi):
+        """R(55) (B,) for xi (B,), as pipeline/extinction_law.py defines it; NaN where the model
+        has no wavelengths about 440 and 550 nm."""
+        blue, visual = tf.unstack(tf.math.log(self.ext_curve(xi)[0]) @ self.blue_visual, axis=1)
+        return 1.0 / tf.math.expm1(blue - visual)
+
     def flux(self, z, xi, ext, ln_plx):
         """Observed flux (B, n_wl) from z (B, K), xi (B,), E (B,), ln parallax/mas (B,)."""
         curve, _ = self.ext_curve(xi)
@@ -197,28 +206,44 @@ class ExportedModel(tf.Module):
         self._sample_wavelengths = tf.Variable(model.sample_wavelengths, trainable=False)
         self._ln_ext_curve = model.ln_ext_curve
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict_intrinsic_ln_flux(self, stellar_type):
-        z = self._model.standardise(tf.cast(stellar_type, tf.float32))
-        return self._model.ln_flux(z)
+        return self._intrinsic_ln_flux(self._types(stellar_type))
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict_obs_flux(self, stellar_type, xi, E, plx):
-        z = self._model.standardise(tf.cast(stellar_type, tf.float32))
-        return self._model.flux(
-            z,
-            tf.cast(xi, tf.float32),
-            tf.cast(E, tf.float32),
-            tf.math.log(tf.cast(plx, tf.float32)),
-        )
+        return self._flux(self._types(stellar_type), _vector(xi), _vector(E), _vector(plx))
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict_observed_flux(self, stellar_type, E, plx):
-        return self.predict_obs_flux(stellar_type, tf.zeros_like(E), E, plx)
+        ext = _vector(E)
+        return self._flux(self._types(stellar_type), tf.zeros_like(ext), ext, _vector(plx))
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict_ln_ext_curve(self, xi):
-        return tf.math.log(self._model.ext_curve(tf.cast(xi, tf.float32))[0])
+        return tf.math.log(self._model.ext_curve(_vector(xi))[0])
+
+    @tf.function(autograph=False)
+    def predict_R55(self, xi):  # noqa: N802
+        return self._model.r55(_vector(xi))
+
+    def _types(self, stellar_type):
+        """(N, K) float32; one star (K,) is N = 1."""
+        return tf.reshape(tf.cast(stellar_type, tf.float32), (-1, self._model.n_labels))
+
+    # One graph each, whatever the types of number of what comes in.
+    @tf.function(autograph=False)
+    def _intrinsic_ln_flux(self, theta):
+        return self._model.ln_flux(self._model.standardise(theta))
+
+    @tf.function(autograph=False)
+    def _flux(self, theta, xi, ext, plx):
+        return self._model.flux(self._model.standardise(theta), xi, ext, tf.math.log(plx))
+
+
+def _vector(values):
+    """(N,) float32, of (N,), (N, 1) or a number."""
+    return tf.reshape(tf.cast(values, tf.float32), (-1,))
 
 
 def export(model, path):
@@ -229,17 +254,27 @@ def export(model, path):
         m.predict_observed_flux(stellar_type, E, plx)     xi = 0: flux (N, n)
         m.predict_obs_flux(stellar_type, xi, E, plx)      flux (N, n)
         m.predict_ln_ext_curve(xi)                        (N,) -> ln R (N, n)
+        m.predict_R55(xi)                                 (N,) -> A(550) / [A(440) - A(550)] (N,)
         m._sample_wavelengths (nm), m._ln_ext_curve       (n,)
     stellar_type in (kK, dex, dex), plx in mas, fluxes in 1e-18 W m^-2 nm^-1. Arguments may be
-    float32 or float64 arrays or tensors, all of one type in a call.
+    float32, float64 or int64 arrays or tensors, lists or numbers, two types mixed in a call; one
+    star may be (K,), and xi, E, plx (N,), (N, 1) or one number for all.
     """
     exported = ExportedModel(model)
-    for dtype in (tf.float32, tf.float64):
-        theta, vector = tf.TensorSpec((None, model.n_labels), dtype), tf.TensorSpec((None,), dtype)
-        exported.predict_intrinsic_ln_flux.get_concrete_function(theta)
-        exported.predict_observed_flux.get_concrete_function(theta, vector, vector)
-        exported.predict_obs_flux.get_concrete_function(theta, vector, vector, vector)
-        exported.predict_ln_ext_curve.get_concrete_function(vector)
+    functions = {
+        exported.predict_intrinsic_ln_flux: 1,
+        exported.predict_observed_flux: 3,
+        exported.predict_obs_flux: 4,
+        exported.predict_ln_ext_curve: 1,
+        exported.predict_R55: 1,
+    }
+    for (
+        function,
+        n_arguments,
+    ) in functions.items():  # a loaded function takes what it was traced for
+        mixes = itertools.product(EXPORTED_TYPES, repeat=n_arguments)
+        for dtypes in (mix for mix in mixes if len(set(mix)) <= 2):
+            function.get_concrete_function(*(tf.TensorSpec(None, dtype) for dtype in dtypes))
     tf.saved_model.save(exported, str(path))
 
 

@@ -76,6 +76,13 @@ def parse_args(argv=None):
     former.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     former.add_argument("--overwrite", action="store_true", help="train anew over a former result")
     add_release_argument(parser)
+    parser.add_argument(
+        "--parallax-scale",
+        default="",
+        metavar="WORDS",
+        help="what the training's parallaxes are, where they are not Gaia's: the model says so, "
+        "and step 10 leaves parallaxes out unless told otherwise",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
     parser.add_argument("--log", type=Path, help="default: OUTPUT_FOLDER/train.log")
     return parser.parse_args(argv)
@@ -115,6 +122,7 @@ def finish(trainer, args, data, validation, made_by, log):
 
     solver = StarSolver(trainer.model)  # one for all: compiling it takes seconds
     trained = trained_model(trainer, solver)
+    trained = dataclasses.replace(trained, parallax_scale=args.parallax_scale)
     export(trained.stellar.flux, args.output / "saved_model")
     seen = data.rows(validation)
     columns = infer_stars(trained, solver, seen, slice(None))
@@ -293,6 +301,8 @@ def main(argv=None) -> int:
     made_by = dict(provenance(SCRIPT, argv, seen, args.release))
     identity = seen[0].entry["identity"]
     chosen = {"recipe": dataclasses.asdict(recipe), "training_data": identity}
+    if args.parallax_scale:
+        chosen["parallax_scale"] = args.parallax_scale
     settings = json.dumps(chosen, sort_keys=True)
     former = former_state(args, settings)
     if is_trained(args, recipe, former):

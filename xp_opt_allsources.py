@@ -11,6 +11,11 @@ pooled with the direct estimate of a network (docs/model.md), or as it is where 
 such network. The parameters are the labels that the model was trained on, then xi, E, parallax;
 their names are in the attribute `parameters`.
 
+Parallaxes are used as the inputs have them. A model whose training had parallaxes of another scale
+than Gaia's says so (train.py --parallax-scale): then they are left out, and flags that judge them
+are not set; --use-parallaxes uses them all the same. The attribute `parallaxes` of the outputs says
+which; outputs of the other are made again.
+
 A star without a usable spectrum, or whose solution has no proper covariance, has NaN parameters and
 is flagged; none is left out. When it fails: the summary and the log name each bad shard and what to
 do; run the same command again and only the missing ones are made. Results of an older model are
@@ -45,6 +50,7 @@ SCRIPT = "xp_opt_allsources"
 INPUT = "opt_input"
 OUTPUT = "opt_output"
 CHUNK_STARS = 32_768  # rows held at a time, 0.2 GB in all: stars left over are solved together
+USED = "used"  # attribute `parallaxes` of the outputs
 BATCH_STARS = {"CPU": 256, "GPU": 16_384}  # solved in one call, by default
 
 
@@ -58,6 +64,11 @@ def parse_args(argv=None):
         required=True,
         metavar="OUTPUT_FOLDER",
         help="the output folder of train.py",
+    )
+    parser.add_argument(
+        "--use-parallaxes",
+        action="store_true",
+        help="also where the model was trained on parallaxes of another scale",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all cores")
     parser.add_argument(
@@ -130,12 +141,24 @@ def require_one_model(args, fids, model, log):
     log.warning("%s them again too", said)
 
 
-def make_shard(fid, output, *, args, solver, trained, model, argv):
+def parallaxes_used(args, trained, log) -> str:
+    """USED, or why parallaxes are left out, which is logged."""
+    scale = trained.parallax_scale
+    if args.use_parallaxes or not scale:
+        return USED
+    log.warning(
+        "parallaxes are left out: the model was trained on %s; --use-parallaxes uses them", scale
+    )
+    return f"left out: the model was trained on {scale}"
+
+
+def make_shard(fid, output, *, args, solver, trained, model, argv, parallaxes):
     """Write the output of one shard; returns {what: number of stars} for the log.
 
     model: the file of `trained`, as it was `Seen` before it was loaded.
     """
     from fitting.catalogue import infer
+    from fitting.observed import without_parallax
 
     release, layout = args.release, Layout(args.release, trained.stellar.labels)
     bits = flags.quality_flag(layout.labels)
@@ -149,12 +172,14 @@ def make_shard(fid, output, *, args, solver, trained, model, argv):
         check_input(reader, trained, layout)
         n_stars = reader.n_rows
         attrs = {"labels": layout.labels.to_json(), "xp_basis": trained.stellar.xp_basis}
+        attrs |= {"parallaxes": parallaxes}
         with ShardWriter(output, n_stars, release.id_column, made_by, attrs) as writer:
             writer.create_columns(datasets)
             for start in range(0, n_stars, CHUNK_STARS):
                 names = dict.fromkeys((*copied, "flux", "flux_err", *fine))
                 table = reader.read_table(names, start, min(start + CHUNK_STARS, n_stars))
-                result = infer(table, solver, trained)
+                seen = table if parallaxes == USED else without_parallax(table)
+                result = infer(seen, solver, trained)
                 writer.write_table(result | {name: table[name] for name in copied}, start=start)
                 for name, n in flags.counts(bits, result["quality_flags"]).items():
                     counters[name] += n
@@ -180,6 +205,7 @@ def main(argv=None) -> int:
     model = see(model_file)
     trained = load_model(model_file, args.release)
     require_one_model(args, fids, model, log)
+    parallaxes = parallaxes_used(args, trained, log)
     kind = device_kind()
     solver = StarSolver(trained.stellar, args.batch_size or BATCH_STARS[kind])
     log.info("solved on the %s, %d stars in a call", kind, solver.batch_size)
@@ -190,10 +216,18 @@ def main(argv=None) -> int:
         inputs_of=lambda fid: [shard_path(args.data_dir, INPUT, fid), model],
         output_of=lambda fid: shard_path(args.data_dir, OUTPUT, fid),
         process=lambda fid, output, log: make_shard(
-            fid, output, args=args, solver=solver, trained=trained, model=model, argv=argv
+            fid,
+            output,
+            args=args,
+            solver=solver,
+            trained=trained,
+            model=model,
+            argv=argv,
+            parallaxes=parallaxes,
         ),
         log=log,
         jobs=args.jobs,
+        settings={"parallaxes": parallaxes},
     )
 
 

@@ -27,7 +27,6 @@ ZERO_POINT_ERROR = 0.001  # relative, one common factor for each of BP and RP
 COMMON_ERROR = 0.005  # relative, one common factor for the merged spectrum
 PIXEL_ERROR = 0.005  # relative, independent at every wavelength
 
-LEAST_LEFT = 1e-3  # of a sum: float32 then has 1e-4 of it, at worst
 MOST_FINE_RATIO = 1e4  # of a flux on the finer grid to the reference flux: float16 ends at 65,504
 # Stars worked on at once. Measured on one core: 64 to 256 differ by 5%.
 CHUNK_STARS = 128
@@ -195,63 +194,44 @@ def sample_xp(xp, basis, dtype=np.float64):
 
 
 @cache
-def _pair_products(basis, band, dtype):
+def _pair_products(basis, band):
     """(n (n - 1) / 2, n_wl) and (n, n_wl): what coefficients' covariances and variances are
     multiplied with to give the variances of the band times its merge weight."""
     design = basis.weighted(band)[2]
     row, column = lower_triangle(len(design))
-    return (2.0 * design[row] * design[column]).astype(dtype), (design**2).astype(dtype)
+    return 2.0 * design[row] * design[column], design**2
 
 
 def _scratch(basis, n_stars):
     """{band: (2, n_stars, pairs of coefficients) array} for `sample_variances` to compute in."""
-    pairs = {band: len(_pair_products(basis, band, np.float32)[0]) for band in XP_BANDS}
-    return {band: np.empty((2, n_stars, n), np.float32) for band, n in pairs.items()}
+    return {band: np.empty((2, n_stars, len(_pair_products(basis, band)[0]))) for band in XP_BANDS}
 
 
 def sample_variances(xp, basis, scratch=None):
     """As `sample_xp`, in float64, with the variances alone (`cov` is None): ten times faster.
 
     The variance at a wavelength is a sum over the pairs of coefficients, so that of many stars is
-    one product of matrices. It is taken in float32, and again in float64 where the terms cancel
-    to less than LEAST_LEFT of their sum. scratch: of `_scratch`; making it takes as long as filling
-    it.
+    one product of matrices; in double precision, as terms may cancel, and as the rounding of single
+    precision by BLAS depends on a star's place among the others. scratch: of `_scratch`; making it
+    takes as long as filling it.
     """
     scratch = _scratch(basis, len(xp["bp_coefficients"])) if scratch is None else scratch
 
     def variance(name, band):
-        of_pairs, of_single = _pair_products(basis, name, np.float32)
+        of_pairs, of_single = _pair_products(basis, name)
         covariances, other = scratch[name]
         row, column = lower_triangle(band.errors.shape[1])
-        errors = band.errors.astype(np.float32)
-        np.take(errors, row, axis=1, out=covariances, mode="clip")
-        np.take(errors, column, axis=1, out=other, mode="clip")
+        np.take(band.errors, row, axis=1, out=covariances, mode="clip")
+        np.take(band.errors, column, axis=1, out=other, mode="clip")
         covariances *= other
         covariances *= band.correlations
-        found = (covariances @ of_pairs + errors**2 @ of_single).astype(np.float64)
-        most = (errors @ np.abs(basis.weighted(name, np.float32)[2])) ** 2  # without cancellation
-        again = np.flatnonzero(~(found > LEAST_LEFT * most).all(axis=1) & band.ok)
-        if len(again):
-            found[again] = _variance_in_double(basis, name, band, again)
-        return found
+        return covariances @ of_pairs + band.errors**2 @ of_single
 
     sample, moments = _merged(xp, basis, np.float64, variance)
     for start, stop, moment in moments:
         sample.variance[:, start:stop] += moment
     sample.variance[~sample.used] = 0.0
     return sample
-
-
-def _variance_in_double(basis, name, band, rows):
-    """Variances (m, n_wl) of a band times its merge weight, of the stars `rows`, in float64."""
-    of_pairs, of_single = _pair_products(basis, name, np.float64)
-    row, column = lower_triangle(band.errors.shape[1])
-    errors = band.errors[rows]
-    covariances = errors[:, row] * errors[:, column] * band.correlations[rows]
-    # Not by BLAS, whose rounding may depend on how many stars there are.
-    return np.einsum("np,pw->nw", covariances, of_pairs) + np.einsum(
-        "nk,kw->nw", errors**2, of_single
-    )
 
 
 def add_flux_floors(sample):

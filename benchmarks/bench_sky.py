@@ -8,15 +8,18 @@ Runs the steps that every star goes through, each on one thread, on few stars an
 difference is what a star costs, the rest what a process costs before its first star. Prints of each
 step the start-up; the CPU time a star; that times the core's peak in multiplying matrices (sgemm),
 which leaves out how fast the machine is; the largest resident size; the size of the output; and
-core-hours and terabytes of the whole sky. Steps 9 and 10 are run without parallaxes, too, and step
-7 of all stars. Steps 2 and 3, which wait for the archive, and 4, whose cost is reading the tiles
-(bench_matching.py), are not run.
+core-hours and terabytes of the whole sky. What every star goes through is the chain with spectra
+sampled in step 1; step 1 and 9 are run with the coefficients kept, too, steps 9 and 10 without
+parallaxes, and step 7 of all stars. Steps 2 and 3 ask an archive with canned answers on loopback:
+what they wait for the real one is not in it. Step 4 reads synthetic tiles at the density of the
+catalogue (bench_matching.py).
 
 --table tables/whole_sky.toml writes the numbers where README's table comes from. The model must
-exist (`make demo`). Takes about five minutes.
+exist (`make demo`). Takes about seven minutes.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -25,16 +28,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import canned_archive
 import common  # sets one thread, for the children too
 import numpy as np
 from bench_conversion import FID, archive_table, write_csv
 
+from pipeline import compiled_programs
 from pipeline.read import ShardReader
 from pipeline.run import usage_exit
 from pipeline.schema import MODEL_FILE, Layout, load_release, resolved
 from pipeline.select import list_fids, shard_path
+from pipeline.spectra_shards import Form
 from pipeline.whole_files import write_text
 from pipeline.write import ShardWriter
+from pipeline.xp_basis import load_xp_basis
+from xp_utils import sampled_columns
 
 ALL_STARS = 219e6  # with XP spectra in DR3: Gaia Collaboration, De Angeli et al. 2023, A&A 674, A2
 FEW = 500  # stars of the short runs
@@ -45,13 +53,15 @@ SGEMM_SIZE, SGEMM_REPEATS = 1024, 8
 
 @dataclass
 class Step:
-    """A step to measure: words, {number of stars: command line}, the kind of its output, whether
-    it is a part of what every star goes through."""
+    """A step to measure: words, {number of stars: command line} and of its output, whether it is a
+    part of what every star goes through, and whether its first run on a machine compiles programs
+    that later ones find."""
 
     words: str
     commands: dict
     outputs: dict
     everywhere: bool = True
+    compiles: bool = False
 
 
 def parse_args(argv=None):
@@ -68,29 +78,33 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+# A small process starts the one to measure: the largest size of a process is told to be no smaller
+# than that of the one that started it.
+LAUNCH = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+sys.exit(status)
+"""
+
+
 def measured(command):
     """(exit status, peak memory in GB, CPU seconds, wall seconds) of a script's command line."""
     start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, sys.executable, *map(str, command)],
         cwd=common.ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
     )
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
-    if process.returncode:
-        sys.stderr.write(errors)
+    wall = time.monotonic() - start
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+    peak, cpu = map(float, done.stdout.split())
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
-    return (
-        process.returncode,
-        usage.ru_maxrss * unit / 1e9,
-        usage.ru_utime + usage.ru_stime,
-        time.monotonic() - start,
-    )
+    return done.returncode, peak * unit / 1e9, cpu, wall
 
 
 def run(command):
@@ -116,20 +130,23 @@ def sgemm_peak():
 # ---- what is laid out ------------------------------------------------------------------------
 
 
-def lay_out(folder, n, *options):
-    """A data directory of n stars in one shard, spectra as step 1 stores them."""
+def lay_out(folder, n, *options, kind="xp"):
+    """A data directory of n stars in one shard, spectra as step 1 stores them; kind "sampled": as
+    it does with --sampled."""
     run(["demo/build_sky.py", "--stars", "demo/stars.h5", "--out", folder, "--n", n, *options])
-    release = load_release()
+    release, basis = load_release(), load_xp_basis(load_release())
+    form = Form() if kind == "xp" else Form(kind, lambda table: sampled_columns(table, basis))
     (fid,) = list_fids(folder, "xp")
     path = shard_path(folder, "xp", fid)
     with ShardReader(path) as reader:
         layout = resolved("xp", Layout(release)).only(reader.columns)
-        made_by = {"script": "bench_sky", "release": release.name}
+        made_by = {"script": "bench_sky", "release": release.name, "xp_basis": basis.source}
         plain = path.with_name("plain.h5")
         with ShardWriter(plain, reader.n_rows, "source_id", made_by) as writer:
-            writer.create_columns(layout)
+            writer.create_columns(form.datasets(reader.columns, release))
             for k in range(0, n, BLOCK):
-                writer.write_table(reader.read_table(layout, k, min(k + BLOCK, n)), start=k)
+                (table,) = form.tables([reader.read_table(layout, k, min(k + BLOCK, n))])
+                writer.write_table(table, start=k)
     plain.replace(path)
     return folder
 
@@ -146,23 +163,46 @@ def converted(folder, n, *options):
     )
 
 
-def steps(folder, model, n):
-    """The steps to measure, in their order, each ready to be run after those before it."""
-    skies, hidden = {}, {}
+def of_directories(words, script, kind, *options, data, everywhere=True, compiles=False):
+    """The `Step` of a script that is run in data directories {number of stars: folder}."""
+    commands = {m: [script, "--data-dir", d, *options] for m, d in data.items()}
+    outputs = {m: shard_path(d, kind, list_fids(d, "xp")[0]) for m, d in data.items()}
+    return Step(words, commands, outputs, everywhere, compiles)
+
+
+def conversion(folder, words, *options, everywhere=True):
+    """The `Step` of the conversion."""
+    pairs = {m: converted(folder, m, *options) for m in (FEW, CONVERTED)}
+    commands, outputs = ({m: pair[k] for m, pair in pairs.items()} for k in (0, 1))
+    return Step(words, commands, outputs, everywhere)
+
+
+def archive_steps(folder, n, stack):
+    """Steps 2 to 4."""
+    data, tables, tiles = canned_archive.lay_out(folder, n, FEW)
+    urls = stack.enter_context(canned_archive.archives(tables))
+    soon = canned_archive.SOON
+
+    def asked(words, script, kind):
+        return of_directories(words, script, kind, "--tap-url", urls[kind], *soon, data=data)
+
+    match = ("match_unwise_gaia.py", "unwise", "--unwise-dir", tiles)
+    return [
+        asked("2 metadata, answers parsed", "query_xp_metadata.py", "metadata"),
+        asked("3 2MASS, answers parsed", "query_2mass.py", "tmass"),
+        of_directories("4 unWISE", *match, data=data),
+    ]
+
+
+def steps(folder, model, n, stack):
+    """The steps to measure, in their order, each ready to be run after those before it; stack:
+    `ExitStack` of what they need until then."""
+    one = ("--shards", 1)
+    skies, hidden, plain = {}, {}, {}
     for m in (FEW, n):
-        skies[m] = lay_out(folder / f"sky_{m}", m, "--shards", 1)
-        hidden[m] = lay_out(folder / f"hidden_{m}", m, "--shards", 1, "--parallax", "none")
-
-    def of(words, script, kind, *options, data=skies, everywhere=True):
-        commands = {m: [script, "--data-dir", d, *options] for m, d in data.items()}
-        outputs = {m: shard_path(d, kind, list_fids(d, "xp")[0]) for m, d in data.items()}
-        return Step(words, commands, outputs, everywhere)
-
-    def conversion(words, *options, everywhere=True):
-        pairs = {m: converted(folder, m, *options) for m in (FEW, CONVERTED)}
-        commands, outputs = ({m: pair[k] for m, pair in pairs.items()} for k in (0, 1))
-        return Step(words, commands, outputs, everywhere)
-
+        skies[m] = lay_out(folder / f"sky_{m}", m, *one, kind="sampled")
+        plain[m] = lay_out(folder / f"plain_{m}", m, *one)
+        hidden[m] = lay_out(folder / f"hidden_{m}", m, *one, "--parallax", "none", kind="sampled")
     training = {m: d / "training_data.h5" for m, d in skies.items()}
     labelled = {
         m: ["compile_training_data.py", "--data-dir", d, "--output", training[m]]
@@ -170,16 +210,20 @@ def steps(folder, model, n):
         for m, d in skies.items()
     }
     solve = ("xp_opt_allsources.py", "opt_output", "--model", model.resolve(), "--threads", 1)
-    inputs = "gen_xp_input_allsources.py"
+    inputs = ("gen_xp_input_allsources.py", "opt_input")
+    dust = ("query_reddening_gaia.py", "reddening", "--maps", "bh")
+    beside = {"everywhere": False}
     return [
-        conversion("1 conversion of the CSV"),
-        conversion("1 the same, --sampled", "--sampled", everywhere=False),
-        of("5 reddening, a small map", "query_reddening_gaia.py", "reddening", "--maps", "bh"),
+        conversion(folder, "1 conversion, --sampled", "--sampled"),
+        conversion(folder, "1 the same, coefficients", **beside),
+        *archive_steps(folder, n, stack),
+        of_directories("5 reddening, a small map", *dust, data=skies),
         Step("7 training set", labelled, training, everywhere=False),
-        of("9 inputs", inputs, "opt_input"),
-        of("9 inputs, no parallax", inputs, "opt_input", data=hidden, everywhere=False),
-        of("10 inference", *solve),
-        of("10 inference, no parallax", *solve, data=hidden, everywhere=False),
+        of_directories("9 inputs", *inputs, data=skies),
+        of_directories("9 inputs, of coefficients", *inputs, data=plain, **beside),
+        of_directories("9 inputs, no parallax", *inputs, data=hidden, **beside),
+        of_directories("10 inference", *solve, data=skies, compiles=True),
+        of_directories("10 inference, no parallax", *solve, data=hidden, **beside),
     ]
 
 
@@ -188,6 +232,11 @@ def steps(folder, model, n):
 
 def cost_of(step, peak):
     """{what: number} of a step; peak: of sgemm, a second."""
+    first = None
+    if step.compiles:
+        few = min(step.commands)
+        _, first = run(step.commands[few])
+        step.outputs[few].unlink()
     costs = {m: run(command) for m, command in step.commands.items()}
     (few, (_, start)), (many, (memory, cpu)) = sorted(costs.items())
     star = max(cpu - start, 0.0) / (many - few)
@@ -201,7 +250,7 @@ def cost_of(step, peak):
         "core_hours": star * ALL_STARS / 3600,
         "terabytes": size * ALL_STARS / 1e12,
         "everywhere": step.everywhere,
-    }
+    } | ({} if first is None else {"first_start_s": first - few * star})
 
 
 def line(words, cost):
@@ -234,10 +283,17 @@ def main(argv=None):
     peak, found = sgemm_peak(), {}
     print(f"one core, {1e-9 * peak:.0f} Gflop/s in sgemm; {ALL_STARS / 1e6:.0f} million stars")
     print(f"{'':26s}  start (s)  us a star   Mflop   mem (GB)  kB a star  core-h     TB")
-    with tempfile.TemporaryDirectory(prefix="bench_sky_") as folder:
-        for step in steps(Path(folder), args.model, args.stars):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench_sky_"))
+        os.environ[compiled_programs.VARIABLE] = str(Path(folder) / "programs")  # none at first
+        for step in steps(Path(folder), args.model, args.stars, stack):
             found[step.words] = cost_of(step, peak)
             print(line(step.words, found[step.words]), flush=True)
+    for words, cost in found.items():
+        if "first_start_s" in cost:
+            print(
+                f"{words}: starts in {cost['first_start_s']:.1f} s of CPU where nothing is compiled"
+            )
     total = [cost for cost in found.values() if cost["everywhere"]]
     hours, size = (sum(cost[name] for cost in total) for name in ("core_hours", "terabytes"))
     print(f"in all, all stars with a parallax: {hours:.1f} core-hours, {size:.1f} TB")

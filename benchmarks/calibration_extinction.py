@@ -26,13 +26,11 @@ import sys
 import common  # sets one thread, before NumPy is loaded
 import numpy as np
 
-from pipeline.errors import UsageError
+from pipeline.published_laws import published_laws
 from pipeline.run import usage_exit
 
 XI = np.array([-2.0, 0.0, 2.0])
-R_V = (2.5, 3.1, 4.0)
 REFERENCE = ("G23", "R(V) = 3.1")
-NORM_NM = 550.0
 PRINTED_NM = (392, 422, 452, 492, 552, 602, 652, 702, 752, 802, 852, 902, 952, 992)  # of the XP's
 COOL_KK, HIGH_LATITUDE, LITTLE_DUST = 4.5, 50.0, 0.1  # kK, deg, E of the map
 SIGNED = ("ext_signed_est", "ext_signed_err")  # columns of a catalogue that has them
@@ -45,33 +43,6 @@ def parse_args(argv=None):
 
 
 # -------------------------------------------------------------------------------------- the curve
-
-
-def published_laws(wavelengths):
-    """{(law, R(V)): A(lambda) / A(550 nm) (n_wl,)} at wavelengths in nm; NaN where a law says
-    nothing."""
-    try:
-        from dust_extinction.parameter_averages import F99, G23
-    except ImportError as error:
-        raise UsageError(f"{error}: pip install -r requirements-dev.txt") from error
-
-    return {
-        (law.__name__, f"R(V) = {r_v:g}"): law_at(law(Rv=r_v), wavelengths)
-        for law in (G23, F99)
-        for r_v in R_V
-    }
-
-
-def law_at(law, wavelengths):
-    """A law of `dust_extinction` (n_wl,) at wavelengths in nm, 1 at 550 nm."""
-    from astropy import units
-
-    inverse_um = 1e3 / np.asarray(wavelengths, "f8")
-    low, high = law.x_range
-    known = (inverse_um >= low) & (inverse_um <= high)
-    out = np.full(len(inverse_um), np.nan)
-    out[known] = law(inverse_um[known] / units.um) / law(1e3 / NORM_NM / units.um)
-    return out
 
 
 def learned_curves(model):

@@ -17,8 +17,8 @@ import common  # sets one thread, before NumPy is loaded
 import numpy as np
 
 from pipeline.run import usage_exit
+from pipeline.schema import load_release
 
-G_ZERO_POINT = 25.6874  # Vega; Gaia EDR3 documentation, section 5.4.1
 MIN_STARS = 30  # fewer in a group say little
 # Targets: pull width of all stars and of the groups that have one of their own, fraction beyond 3
 # sigma, offset in the units shown.
@@ -38,7 +38,7 @@ def read_stars(args):
     names = ("stellar_type", "stellar_type_err", "stellar_ext", "phot_g_mean_flux")
     names = (*common.observed_names(args), *names)
     stars = common.validation_stars(args, names)
-    stars["g"] = G_ZERO_POINT - 2.5 * np.log10(stars["phot_g_mean_flux"])
+    stars["g"] = load_release().g_magnitudes(stars["phot_g_mean_flux"])
     return stars
 
 

@@ -218,8 +218,8 @@ def band_values(sky, band, rows):
     return {f"{band}_{name}": array for name, array in values.items()}
 
 
-def write_shard(out, fid, first, stop, sky):
-    """Write the files of one range that are not there yet."""
+def write_shard(out, fid, first, stop, sky, kinds=OUR_KINDS):
+    """Write the files of one range, of these kinds, that are not there yet."""
     star = sky.part(first, stop)
     seed, epoch = sky.settings["seed"], sky.release.reference_epoch
     spectro = sky.settings["parallax"] == "spectro"
@@ -232,11 +232,11 @@ def write_shard(out, fid, first, stop, sky):
     if sky.settings.get("tiles"):
         del make["unwise"]
     xp_path = shard_path(out, "xp", fid)
-    if not is_done(xp_path, sky):
+    if "xp" in kinds and not is_done(xp_path, sky):
         write_spectra(xp_path, first, stop, sky)
     for kind, columns in make.items():
         path = shard_path(out, kind, fid)
-        if not is_done(path, sky):
+        if kind in kinds and not is_done(path, sky):
             write_columns(path, kind, columns(), sky)
 
 

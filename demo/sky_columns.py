@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GAIA_ZERO_POINT = {"g": 25.6874, "bp": 25.3385, "rp": 24.7479}  # Vega; Riello et al. 2021, A&A 649
+from pipeline.schema import load_release
+
+GAIA_ZERO_POINT = load_release("dr3").zero_points  # Vega
 GAIA_FLUX_ERROR = {"g": 0.001, "bp": 0.005, "rp": 0.005}  # relative, assumed
 OBLIQUITY = np.deg2rad(84381.411 / 3600)  # of the ecliptic in ICRS; Gaia DR3 documentation
 TMASS_ERROR = 0.024  # mag, assumed: the file gives none

@@ -87,6 +87,7 @@ class Minimiser:
         self.model, self.at = objective.model, objective.at
         self._minimise_tf = compiled(self._minimise)
         self._curvature_tf = compiled(objective.curvature)
+        self._noise_tables_tf = compiled(self.model.noise.tables)
         self._values_tf = compiled(objective.values)
 
     def _minimise(self, u, noise_at, data, evaluations, general):
@@ -207,10 +208,11 @@ class Minimiser:
         rows = np.arange(len(data)) if rows is None else rows
         noise_at = u0 if noise_at is None else noise_at
         solution = Solution.empty(len(rows), len(self.at))
+        tables = {"noise_tables": self._noise_tables_tf()}
         for part, general in self._parts(data, rows):
             m, pad = len(part), part[self.padding(len(part))]
             starts = (tf.constant(u[pad].T, tf.float32) for u in (u0, noise_at))
-            batch = self.batch(data, rows[part])
+            batch = self.batch(data, rows[part]) | tables
             out = self._minimise_tf(*starts, batch, tf.constant(evaluations), general)
             u, phi, chi2, stop = (x.numpy() for x in out)
             solution.put(part, Solution(u.T[:m], phi[:m], chi2[:m], stop[:m]))
@@ -246,9 +248,10 @@ class Minimiser:
         out, point = (np.full((len(data), n, n), np.nan) for _ in range(2))
         gradient = np.full((len(data), n), np.nan)
         solved = np.flatnonzero(np.isfinite(solution.u).all(1))
+        tables = {"noise_tables": self._noise_tables_tf()}
         for part, general in self._parts(data, solved):
             rows = solved[part]
-            batch, u = self.batch(data, rows), solution.u[rows[self.padding(len(rows))]]
+            batch, u = self.batch(data, rows) | tables, solution.u[rows[self.padding(len(rows))]]
             at_u = tf.constant(u.T, tf.float32)
             whitening, hessian, slope = self._curvature_tf(at_u, batch, general)
             hessian = hessian.numpy().transpose(2, 0, 1)

@@ -122,30 +122,36 @@ class NoiseModel(tf.Module):
         h = tf.nn.swish(x @ self.w1 + self.b1)
         return h + tf.nn.swish(h @ self.w2 + self.b2)
 
-    def _triangle(self, z, features, ext):
-        """W^T (B, n_wl, n_wl) without its diagonal, and the logarithm of that (B, n_wl).
+    def tables(self):
+        """What W^T and the logarithm of its diagonal are linear in the last hidden layer, and 1,
+        by: (hidden + 1, n_wl n_wl), zero beside the triangle, and (hidden + 1, n_wl).
 
         One product with matrices that hold zeros beside the triangle: twice the sums, but no pieces
-        to put together for every star.
+        to put together for every star. Made once for many batches: it takes as long as a batch.
         """
-        n, h = self.n_wl, self._hidden(z, features, ext)
-        h = tf.concat([h, tf.ones_like(h[:, :1])], 1)
+        n = self.n_wl
         entries = tf.concat([OUTPUT_STEP * self.w_out, self.base[None]], 0)
         full = tf.transpose(upper_triangle(entries, n), (0, 2, 1))
         diagonal = tf.linalg.diag_part(full)
-        flat = tf.reshape(tf.linalg.set_diag(full, tf.zeros_like(diagonal)), (-1, n * n))
-        ln_diagonal = LN_DIAGONAL_LIMIT * tf.tanh(h @ diagonal / LN_DIAGONAL_LIMIT)
-        return tf.reshape(h @ flat, (-1, n, n)), ln_diagonal
+        return tf.reshape(tf.linalg.set_diag(full, tf.zeros_like(diagonal)), (-1, n * n)), diagonal
 
-    def whitening(self, z, ext, rel_err, used, features, general=False):
+    def _triangle(self, z, features, ext, tables):
+        """W^T (B, n_wl, n_wl) without its diagonal, and the logarithm of that (B, n_wl)."""
+        flat, diagonal = self.tables() if tables is None else tables
+        h = self._hidden(z, features, ext)
+        h = tf.concat([h, tf.ones_like(h[:, :1])], 1)
+        ln_diagonal = LN_DIAGONAL_LIMIT * tf.tanh(h @ diagonal / LN_DIAGONAL_LIMIT)
+        return tf.reshape(h @ flat, (-1, self.n_wl, self.n_wl)), ln_diagonal
+
+    def whitening(self, z, ext, rel_err, used, features, general=False, tables=None):
         """The `Whitening` of B stars.
 
         z (B, K), ext (B,): the type and dust at which the noise is evaluated. rel_err, used
         (B, n_wl), features (B, 2): see `LnFlux`. Missing channels are marginalised exactly and
         whitened to 0: BP by dropping its rows of W, the photometric bands by projecting theirs out.
-        `general`: project out every missing channel (any pattern; slower).
+        `general`: project out every missing channel (any pattern; slower). tables: of `tables`.
         """
-        triangle, ln_diagonal = self._triangle(z, features, ext)
+        triangle, ln_diagonal = self._triangle(z, features, ext, tables)
         ln_s = 0.5 * tf.math.log(
             tf.exp(2.0 * self.ln_scatter)
             + (tf.exp(self.ln_err_factor) * rel_err) ** 2

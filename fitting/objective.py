@@ -125,6 +125,7 @@ class Objective:
             data["used"],
             data["features"],
             general,
+            data.get("noise_tables"),
         )
 
     def evaluate(self, u, data, whitening):

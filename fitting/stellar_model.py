@@ -83,7 +83,7 @@ class StellarModel:
     @classmethod
     def from_arrays(cls, arrays):
         """The model that `to_arrays` described. Raises KeyError where an array is missing."""
-        labels, release, xp_basis = (_text(arrays[k]) for k in ("labels", "release", "xp_basis"))
+        labels, release, xp_basis = (text_of(arrays[k]) for k in ("labels", "release", "xp_basis"))
         return cls(
             LabelSet.from_json(labels),
             FluxChannels.from_arrays(arrays),
@@ -103,6 +103,7 @@ class StellarModel:
         )
 
 
-def _text(array) -> str:
+def text_of(array) -> str:
+    """The text that an array of `to_arrays` holds."""
     value = np.asarray(array).item()
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -6,7 +6,7 @@ import numpy as np
 
 from fitting.logistic import Logistic
 from fitting.posterior import ErrorModel
-from fitting.stellar_model import StellarModel
+from fitting.stellar_model import StellarModel, text_of
 from pipeline.schema import flags
 
 MOST_HULL_LABELS = 4  # of more labels, a convex hull has too many faces: a box takes its place
@@ -70,13 +70,18 @@ NO_ALARMS = Alarms(np.inf, np.inf, np.inf)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Model, error model, confidences, range of the training stars, and alarms."""
+    """Model, error model, confidences, range of the training stars, and alarms.
+
+    parallax_scale: what the parallaxes of the training were, in words, where they were not those of
+    the stars that the model is meant for; parallaxes are then best left out.
+    """
 
     stellar: StellarModel
     errors: ErrorModel
     confidence: Logistic
     range: TrainingRange
     alarms: Alarms = NO_ALARMS
+    parallax_scale: str = ""
 
     def to_arrays(self):
         """All that defines it, as {name: array}."""
@@ -88,6 +93,7 @@ class TrainedModel:
                 "alarms": np.array(list(vars(self.alarms).values())),
                 "range_faces": self.range.faces,
                 "range_limits": self.range.limits,
+                "parallax_scale": np.array(self.parallax_scale),
             }
         )
 
@@ -100,4 +106,5 @@ class TrainedModel:
             Logistic.from_arrays(arrays, "confidence"),
             TrainingRange(arrays["range_faces"], arrays["range_limits"]),
             Alarms(*arrays["alarms"].tolist()),
+            text_of(arrays["parallax_scale"]) if "parallax_scale" in arrays else "",
         )

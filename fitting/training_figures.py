@@ -4,6 +4,7 @@ import numpy as np
 
 from fitting.catalogue import label_estimates
 from fitting.confidence import is_right
+from fitting.fitted_spectrum import predicted_ln_flux
 from fitting.observed import ln_flux_data
 from pipeline import figures
 
@@ -33,15 +34,6 @@ def track_types(track, model):
             along = np.interp(track["teff"], *value) if isinstance(value, tuple) else value
             theta[:, labels.place[name]] = along
     return theta.astype("f4")
-
-
-def predicted_ln_flux(model, est):
-    """ln flux (N, n_wl) of estimates (N, n) under a `StellarModel`."""
-    at, flux = model.coordinates, model.flux
-    z = flux.standardise(est[:, at.z].astype("f4"))
-    curve, _ = flux.ext_curve(est[:, at.xi].astype("f4"))
-    ext, plx = est[:, at.ln_ext, None], est[:, at.ln_plx, None]
-    return flux.ln_flux(z).numpy() - ext * curve.numpy() + 2 * np.log(plx)
 
 
 def draw_figures(folder, trainer, columns, table):

@@ -52,8 +52,28 @@ def digest_of_dataset(data) -> str:
 def datasets_of(file) -> dict:
     """{path: dataset} of all in a file, in groups too, by name."""
     found = {}
-    file.visititems(lambda name, item: found.update({name: item} if is_dataset(item) else {}))
+    for group in (file, *groups_in(file)):
+        for name in group:
+            if group.get(name, getclass=True, getlink=True) is h5py.HardLink:
+                item = group[name]
+                found |= {item.name.lstrip("/"): item} if is_dataset(item) else {}
     return dict(sorted(found.items()))
+
+
+def groups_in(file) -> list:
+    """All groups below an open file or group, each once."""
+    found, seen, left = [], set(), [file]
+    while left:
+        group = left.pop()
+        for name in group:
+            is_hard = group.get(name, getclass=True, getlink=True) is h5py.HardLink
+            if is_hard and group.get(name, getclass=True) is h5py.Group:
+                place = h5py.h5o.get_info(group[name].id).addr
+                if place not in seen:
+                    seen.add(place)
+                    found.append(group[name])
+                    left.append(group[name])
+    return found
 
 
 def is_dataset(item) -> bool:

@@ -93,7 +93,7 @@ def records(file, number, is_row, path):
             raise ShardError(
                 f"{path}: ends within the row of line {number} (truncated); fetch it again"
             )
-        if line.strip():
+        if not line.isspace():
             yield number, line
         number += n_lines
 

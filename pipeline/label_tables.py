@@ -8,13 +8,13 @@ import contextlib
 import gzip
 import warnings
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import h5py
 import numpy as np
 from astropy.io import fits
 from astropy.io.votable import parse as parse_votable
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 from astropy.table.meta import get_header_from_yaml
 
 from pipeline.errors import UsageError
@@ -37,23 +37,23 @@ class Columns:
     found: list = field(default_factory=list)
 
 
-def read_columns(path, names, release) -> Columns:
+def read_columns(path, names, release, what="labels") -> Columns:
     """The columns `names` (the id first, whatever their case) of the table that has the id.
 
-    Those that it lacks are absent. Raises ShardError or UsageError where the file cannot be read,
-    is of another release, or has several such tables.
+    Those that it lacks are absent. what: the table holds, in messages. Raises ShardError or
+    UsageError where the file cannot be read, is of another release, or has several such tables.
     """
     if path.is_dir():
-        raise UsageError(f"{path}: a folder; expected a table of labels ({FORMS})")
+        raise UsageError(f"{path}: a folder; expected a table of {what} ({FORMS})")
     head = _head(path)
     reader = _reader_of(head)
     if reader is None and head and not head.startswith(HDF5) and b"\0" not in head:
         raise UsageError(
-            f"{path}: text that is no table of labels; expected {FORMS} (in Astropy: "
+            f"{path}: text that is no table of {what}; expected {FORMS} (in Astropy: "
             "table.write('training_params.h5', path='labels'))"
         )
     if reader is None:  # HDF5, or no file, or an empty one
-        return _from_hdf5(path, names, release)
+        return _from_hdf5(path, names, release, what)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of units and words that Astropy does not know
@@ -62,8 +62,8 @@ def read_columns(path, names, release) -> Columns:
         raise UsageError(f"{path}: {error}; pip install it, or give {FORMS}") from error
     except Exception as error:  # whatever Astropy's readers raise on a damaged file
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path}: cannot be read as a table of labels ({reason})") from error
-    return _chosen(path, [_of_astropy(table, names) for table in tables], names)
+        raise UsageError(f"{path}: cannot be read as a table of {what} ({reason})") from error
+    return _chosen(path, [_of_astropy(table, names) for table in tables], names, what)
 
 
 def _head(path) -> bytes:
@@ -86,10 +86,23 @@ def _reader_of(head):
     if text.startswith(b"# %ECSV"):
         return lambda path: [Table.read(path, format="ascii.ecsv")]
     if head.startswith(b"PAR1"):
-        return lambda path: [Table.read(path, format="parquet")]
+        return _parquet_tables
     if text.startswith(b"<") and b"VOTABLE" in text.upper():
         return _votable_tables
     return None
+
+
+def _parquet_tables(path):
+    """The table of a Parquet file; integers with gaps stay integers, which Astropy makes floats."""
+    import pyarrow.parquet
+
+    table, content = Table.read(path, format="parquet"), pyarrow.parquet.read_table(path)
+    for name in content.column_names:
+        column = content[name]
+        if column.null_count and pyarrow.types.is_integer(column.type):
+            values, mask = column.fill_null(0).to_numpy(), column.is_null().to_numpy()
+            table[name] = MaskedColumn(values, mask=mask)
+    yield table
 
 
 def _fits_tables(path):
@@ -104,14 +117,17 @@ def _votable_tables(path):
         yield table.to_table(use_names_over_ids=True)
 
 
-def _chosen(path, tables, names) -> Columns:
-    """The one table that has the id; the first, for its names, where none has."""
+def _chosen(path, tables, names, what) -> Columns:
+    """The one table that has the id; where none has, the first, with the names of all."""
     having = [table for table in tables if names[0] in table.columns]
     if len(having) > 1:
         raise UsageError(
-            f"{path}: {len(having)} tables with {names[0]}; keep the one that holds the labels"
+            f"{path}: {len(having)} tables with {names[0]}; keep the one that holds the {what}"
         )
-    return (having or tables or [Columns({}, {})])[0]
+    if having:
+        return having[0]
+    found = [name for table in tables for name in table.found]
+    return replace(tables[0] if tables else Columns({}, {}), found=found)
 
 
 def _by_case(found, names) -> dict:
@@ -145,14 +161,14 @@ def _plain(array) -> np.ndarray:
 # ---- HDF5 ------------------------------------------------------------------------------------
 
 
-def _from_hdf5(path, names, release) -> Columns:
+def _from_hdf5(path, names, release, what) -> Columns:
     with ShardReader(path) as reader:
         reader.require_release(release)
         places, tables = _hdf5_places(reader, names), []
         for place in places:
             tables.append(_compound(reader, place, names) or _plain_datasets(reader, place, names))
         found = reader.columns
-    chosen = _chosen(path, tables, names)
+    chosen = _chosen(path, tables, names, what)
     chosen.found = chosen.found or found
     return chosen
 

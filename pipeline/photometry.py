@@ -41,19 +41,23 @@ def _texts(table, place: Place):
     )
 
 
-def _passes(cut, table, metadata):
-    """(N,) bool: the rows that fulfil a `schema.bands.Cut`."""
+def cut_values(cut, table, metadata):
+    """(N,) float64, or bytes, that a `schema.bands.Cut` asks about."""
     source = metadata if cut.place.column in METADATA_COLUMNS else table
+    is_text = np.asarray(source[cut.place.column]).dtype.kind in "SUO"
+    return (_texts if cut.relation == "==" and is_text else _numbers)(source, cut.place)
+
+
+def passes(cut, table, metadata):
+    """(N,) bool: the rows that fulfil a `schema.bands.Cut`."""
+    values = cut_values(cut, table, metadata)
     if cut.relation == "==":
-        if np.asarray(source[cut.place.column]).dtype.kind in "SUO":
-            return _texts(source, cut.place) == cut.limit.encode()
-        return _numbers(source, cut.place) == float(cut.limit)
-    values = _numbers(source, cut.place)
-    passes = values < cut.limit if cut.relation == "<" else values > cut.limit
-    return passes | np.isnan(values) if cut.or_missing else passes
+        return values == (cut.limit.encode() if values.dtype.kind == "S" else float(cut.limit))
+    good = values < cut.limit if cut.relation == "<" else values > cut.limit
+    return good | np.isnan(values) if cut.or_missing else good
 
 
-def _measured(band, survey, table):
+def measured_flux(band, survey, table):
     """flux, err (N,) of a band before the relative floor, and whether they are measurements."""
     value, error = _numbers(table, band.value), _numbers(table, band.error)
     if survey.system == "mag":
@@ -90,10 +94,10 @@ def photometry_flux(tables, metadata, photometry=PHOTOMETRY):
         if table is None:
             continue
         with np.errstate(over="ignore", invalid="ignore"):  # of rows that are not used
-            measured, error, use = _measured(band, survey, table)
+            measured, error, use = measured_flux(band, survey, table)
             error = np.hypot(error, PHOTOMETRY_ERROR * measured)
         for cut in (*survey.cuts, *band.cuts):
-            use &= _passes(cut, table, metadata)
+            use &= passes(cut, table, metadata)
         use &= (measured < FLUX_RANGE[1]) & (error > FLUX_RANGE[0]) & (error < FLUX_RANGE[1])
         flux[use, k], err[use, k] = measured[use], error[use]
     return flux, err

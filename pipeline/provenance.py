@@ -21,7 +21,7 @@ from pipeline.read import HDF5_ERRORS, check_whole
 from pipeline.schema import FILES, KINDS
 
 MOST_INPUTS = 64  # named one by one in an output; more are named by folder
-PACKAGES = ("numpy", "scipy", "h5py", "astropy", "tensorflow")
+PACKAGES = ("numpy", "scipy", "h5py", "astropy", "tensorflow", "pyarrow")
 
 
 @functools.cache
@@ -185,14 +185,15 @@ class State:
     reason: str = ""
 
 
-def output_state(path, inputs=(), kind=None, deep=False) -> State:
+def output_state(path, inputs=(), kind=None, settings=None, deep=False) -> State:
     """State of an output made from the files `inputs` (paths, or `Seen`); kind: a key of
-    `schema.FILES`, by default the one that it says, else that of the folder it is in; deep: all of
-    it is read and compared with what was written.
+    `schema.FILES`, by default the one that it says, else that of the folder it is in; settings:
+    {attribute: what it is now}, which an output that has the attribute must agree with; deep: all
+    of it is read and compared with what was written.
 
     ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: it is of another kind or
-    format, or an input's identity, or the set of inputs, is not the recorded one. Raises ShardError
-    where an input does not exist.
+    format, or an input's identity, the set of inputs, or a setting is not the recorded one. Raises
+    ShardError where an input does not exist.
     """
     if not Path(path).exists():
         return State(Status.ABSENT)
@@ -209,6 +210,9 @@ def output_state(path, inputs=(), kind=None, deep=False) -> State:
         kind = next((name for name, one in KINDS.items() if one.folder == folder), None)
     if kind is not None and attrs.get("format", 1) != FILES[kind].format:
         return State(Status.STALE, "made by another version of the script")
+    for name, value in (settings or {}).items():
+        if attrs.get(name, value) != value:
+            return State(Status.STALE, f"{name}: {attrs[name]}, now {value}")
     recorded = {(e["name"], e["identity"]) for e in json.loads(attrs.get("inputs", "[]"))}
     now = {(e["name"], e["identity"]) for e in _input_entries(inputs)}
     if recorded == now:

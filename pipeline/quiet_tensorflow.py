@@ -9,7 +9,10 @@ import os
 import sys
 import tempfile
 
+from pipeline import compiled_programs
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+PROGRAMS = compiled_programs.set_up()  # where they are kept, or None
 
 
 @contextlib.contextmanager
@@ -38,7 +41,16 @@ with without_notices():
 # TensorFlow does by default, and the whitening of spectra would be ruined.
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
+if PROGRAMS:
+    compiled_programs.number_by_program()
+
 
 def compiled(function):
     """`function` of tensors as one compiled program for each shape of its arguments."""
-    return tf.function(function, jit_compile=True, autograph=False)
+
+    def compile_it(traced):
+        return tf.function(traced, jit_compile=True, autograph=False)
+
+    if PROGRAMS is None:
+        return compile_it(function)
+    return compiled_programs.kept(compile_it, function, PROGRAMS)

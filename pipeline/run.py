@@ -131,12 +131,13 @@ def _require_release(output, args):
             reader.require_release(args.release)
 
 
-def _run_one(fid, args, inputs_of, output_of, process, log, kind) -> tuple[str, dict]:
+def _run_one(fid, args, inputs_of, output_of, process, log, kind, settings) -> tuple[str, dict]:
     """Outcome ("done" or "already complete") and counters of one shard."""
     signals.check()
     output, began = output_of(fid), time.monotonic()
     if not args.overwrite:
-        state = output_state(output, inputs_of(fid), kind, getattr(args, "check", False))
+        deep = getattr(args, "check", False)
+        state = output_state(output, inputs_of(fid), kind, settings, deep)
         if state.status is Status.COMPLETE:
             _require_release(output, args)
             return "already complete", {}
@@ -148,18 +149,18 @@ def _run_one(fid, args, inputs_of, output_of, process, log, kind) -> tuple[str, 
     return "done", counters
 
 
-def _map_shards(work, fids, words, jobs, on_interrupt):
-    """Yield work(fid) of every shard, with a progress bar; `jobs` > 1: of so many threads at once.
+def map_threads(work, items, words, jobs, on_interrupt, unit="shard"):
+    """Yield work(item) of every item, with a progress bar; `jobs` > 1: of so many threads at once.
 
-    Leaving early (an interrupt) drops the shards not begun and waits for the others.
+    Leaving early (an interrupt) drops the items not begun and waits for the others.
     """
     if jobs == 1:
-        yield from map(work, progress(fids, words))
+        yield from map(work, progress(items, words, unit))
         return
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, fid) for fid in fids]
+        futures = [pool.submit(work, item) for item in items]
         try:
-            for future in progress(as_completed(futures), words, total=len(futures)):
+            for future in progress(as_completed(futures), words, unit, total=len(futures)):
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -179,6 +180,7 @@ def run_shards(
     jobs=1,
     on_interrupt=None,
     kind=None,
+    settings=None,
 ) -> int:
     """Make the output of every shard that is not complete; the exit status of the script.
 
@@ -191,6 +193,7 @@ def run_shards(
     run: the shards under way are given up, and the summary says what was done.
 
     kind: of the outputs (a key of `schema.FILES`), where their folder does not say it.
+    settings: {attribute: value} that the outputs are written with; one of another is made again.
     jobs: shards handled at once, in threads (for work that waits); `process` must then allow it,
     and `on_interrupt()` is to make the calls of `process` that are under way return soon.
     """
@@ -201,11 +204,11 @@ def run_shards(
 
     def work(fid):
         with collect_failure(fid, failed, log, fatal=UsageError):
-            return _run_one(fid, args, inputs_of, output_of, process, log, kind)
+            return _run_one(fid, args, inputs_of, output_of, process, log, kind, settings)
         return None
 
     try:
-        results = _map_shards(work, fids, script, jobs, on_interrupt)
+        results = map_threads(work, fids, script, jobs, on_interrupt)
         for outcome, counters in filter(None, results):
             outcomes[outcome] += 1
             totals.update(counters)

@@ -174,10 +174,10 @@ def whole_array(args) -> bool:
     return by_slurm and part is not None and tasks.isdigit() and int(tasks) >= part[0]
 
 
-def select_fids(args, kind) -> list[str]:
-    """The fids of a kind that --shards and --partition (or Slurm) choose.
+def named_fids(args, kind) -> list[str]:
+    """The fids of a kind that --shards names, by default all.
 
-    Raises UsageError for a missing or empty folder, unknown fids and an impossible partition.
+    Raises UsageError for a missing or empty folder and unknown fids.
     """
     folder = Path(args.data_dir) / KINDS[kind].folder
     fids = list_fids(args.data_dir, kind)
@@ -188,5 +188,13 @@ def select_fids(args, kind) -> list[str]:
         if unknown:
             raise UsageError(f"--shards {shortened(unknown)}: not in {folder} (e.g. {fids[0]} is)")
         fids = sorted(set(args.shards))
-    part = chosen_partition(args)
+    return fids
+
+
+def select_fids(args, kind) -> list[str]:
+    """The fids of a kind that --shards and --partition (or Slurm) choose.
+
+    Raises UsageError as `named_fids` does, and for an impossible partition.
+    """
+    fids, part = named_fids(args, kind), chosen_partition(args)
     return [fid for fid in fids if part is None or partition_of(fid, part[0]) == part[1]]

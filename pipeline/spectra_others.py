@@ -15,9 +15,10 @@ from pipeline.run import collect_failure, progress
 from pipeline.select import list_fids, shard_path
 from pipeline.spectra_account import checked_tables, report
 from pipeline.spectra_files import faults_of
-from pipeline.spectra_merge import NAMED_IDS, Gathered, edges_of, fids_of
+from pipeline.spectra_merge import MOST_SOURCES, NAMED_IDS, Gathered, edges_of, fids_of
 from pipeline.spectra_tables import spectra_in
 
+MOST_GROWN = 3 * MOST_SOURCES  # of a sorted shard to which sources are added
 SORTED = "sorted_by_id"  # attribute of shards that were made of other files than bulk files
 
 
@@ -69,16 +70,20 @@ def read_others(files, release, log, folder) -> Others:
 def sort_into_shards(others, bulk, data_dir, release, log):
     """Set `others.fid`, by the ids. bulk: fids of this run's bulk files.
 
-    Sources in the range of a shard that is there already, of other files, or in none, count as
-    failures.
+    Shards that were sorted before keep their ranges, as long as they do not grow too much. Sources
+    in the range of a shard that is there already, of other files, or in none, count as failures.
     """
     use = np.flatnonzero(others.fid == "?")
     pixels, n_pixels = release.pixel(others.gathered.ids[use]), 12 * 4**release.healpix_level
-    there = [fid for fid in list_fids(data_dir, "xp") if fid not in bulk]
-    there = [fid for fid in there if not _is_sorted(shard_path(data_dir, "xp", fid))]
+    old = [fid for fid in list_fids(data_dir, "xp") if fid not in bulk]
+    grown = [fid for fid in old if _is_sorted(shard_path(data_dir, "xp", fid))]
+    there = [fid for fid in old if fid not in grown]
     inside = pixels < n_pixels
     fids = np.full(len(use), "", object)
-    fids[inside] = fids_of(pixels[inside], [*bulk, *there], release)
+    for taken in ([*bulk, *there, *grown], [*bulk, *there]):
+        fids[inside] = fids_of(pixels[inside], taken, release)
+        if all((fids == fid).sum() <= MOST_GROWN for fid in grown):
+            break
     refused = {"no pixel of the sky: no id of Gaia": ~inside}
     for fid in sorted(set(fids) & set(there), key=edges_of):
         why = f"in the shard {fid}, which was made of other files: give those too"
@@ -90,6 +95,22 @@ def sort_into_shards(others, bulk, data_dir, release, log):
                 raise ShardError(f"left out: {why}: source_id {shown}")
             fids[bad] = ""
     others.fid[use] = fids
+
+
+def ids_of_other_shards(data_dir, ids, release) -> np.ndarray:
+    """Those of ids (n,) that are in shards of spectra made of other files, as bulk files are.
+
+    ShardError where one of these cannot be read.
+    """
+    pixels, found = release.pixel(ids), [ids[:0]]
+    for fid in list_fids(data_dir, "xp"):
+        first, last = edges_of(fid)
+        inside = ids[(pixels >= first) & (pixels <= last)]
+        path = shard_path(data_dir, "xp", fid)
+        if len(inside) and not _is_sorted(path):
+            with ShardReader(path, "source_id") as reader:
+                found.append(np.intersect1d(inside, reader.source_id()))
+    return np.concatenate(found)
 
 
 def _is_sorted(path) -> bool:

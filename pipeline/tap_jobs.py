@@ -24,7 +24,6 @@ from pipeline.errors import ShardError
 from pipeline.tap_answer import MOST_BYTES, BadAnswerError, parse_answer, require_size
 from pipeline.tap_service import (
     FAULTS,
-    LoginError,
     LostJobError,
     PassingError,
     TapService,
@@ -96,23 +95,7 @@ class ShardJobs:
         Takes up the job of an earlier run where there is one. Raises ShardError where the service
         refuses the query, the result was cut, or all attempts failed.
         """
-        args = self.service.args
-        for attempt in range(1, args.attempts + 1):
-            try:
-                return self._attempt(query)
-            except FAULTS as error:
-                reason = f"{type(error).__name__}: {error}"
-                self.log.warning(
-                    "%s: attempt %d of %d: %s", self.name, attempt, args.attempts, reason
-                )
-                if isinstance(error, LoginError):
-                    self.service.log_out()
-            if attempt < args.attempts:
-                self.service.back_off(attempt)
-        raise ShardError(
-            f"{self.service.url}: given up after {args.attempts} attempts, the last: {reason}; run "
-            "the same command again later"
-        )
+        return self.service.attempt(self.name, lambda: self._attempt(query))
 
     def _attempt(self, query):
         key = self._key(query)

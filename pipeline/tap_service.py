@@ -1,4 +1,4 @@
-"""A TAP service such as the Gaia archive: options, errors, connection, login, pacing.
+"""A service such as the Gaia archive's TAP: options, errors, connection, login, pacing, attempts.
 
 astroquery's TAP+ client makes the requests and the login; time limits and what a refusal means are
 ours. (`astroquery.gaia` is not imported: on import it asks the archive for its notices.)
@@ -44,8 +44,8 @@ FAULTS = (PassingError, OSError, http.client.HTTPException)  # worth asking agai
 # ---- options ---------------------------------------------------------------------------------
 
 
-def add_tap_arguments(parser) -> None:
-    """Add the options of the scripts that query a TAP service."""
+def add_tap_arguments(parser, unit="shard") -> None:
+    """Add the options of the scripts that query a TAP service; unit: what is asked for at once."""
     group = parser.add_argument_group("archive")
     group.add_argument("--dry-run", action="store_true", help="print the queries; ask nothing")
     group.add_argument("--tap-url", metavar="URL", help="default: that of the release")
@@ -54,9 +54,9 @@ def add_tap_arguments(parser) -> None:
     )
     numbers = {
         "--row-limit": (int, 1, ROW_LIMIT, "a result of so many rows was cut: a failure"),
-        "--jobs": (int, 1, 2, "shards asked for at once; the archive prefers few"),
+        "--jobs": (int, 1, 2, f"{unit}s asked for at once; the archive prefers few"),
         "--timeout": (float, 0, 10800, "most seconds for one job, queueing included"),
-        "--attempts": (int, 1, 5, "for each query, before the shard counts as failed"),
+        "--attempts": (int, 1, 5, f"for each query, before the {unit} counts as failed"),
         "--retry-wait": (float, 0, 10, "seconds before the second attempt; doubled each time"),
         "--poll": (float, 0, 15, "most seconds between two looks at a job"),
         "--pace": (float, 0, 1, "least seconds between two submissions"),
@@ -87,7 +87,7 @@ class _Connections:
 
 
 class Connection(TapConn):
-    """astroquery's connection to a TAP service, with every refusal an exception of ours.
+    """astroquery's connection to a TAP or data service, with every refusal an exception of ours.
 
     PassingError for 5xx, 408, 425, 429; LoginError for 401 and 403; LostJobError for 404 and 410;
     ShardError for the others.
@@ -100,7 +100,7 @@ class Connection(TapConn):
         server, _, tap = parts.path.rstrip("/").rpartition("/")
         super().__init__(
             ishttps=parts.scheme == "https", host=parts.hostname, server_context=server or None,
-            tap_context=tap, connhandler=_Connections(url, timeout),
+            tap_context=tap, data_context=tap, connhandler=_Connections(url, timeout),
         )  # fmt: skip
 
     def execute_tapget(self, subcontext, *, verbose=False):
@@ -108,6 +108,9 @@ class Connection(TapConn):
 
     def execute_tappost(self, subcontext, data, *args, **kwargs):
         return _accepted(super().execute_tappost(subcontext, data, *args, **kwargs))
+
+    def execute_datapost(self, data, *args, **kwargs):
+        return _accepted(super().execute_datapost(data, *args, **kwargs))
 
     def set_cookie(self, cookie):
         super().set_cookie(cookie)
@@ -130,7 +133,7 @@ def _accepted(response):
         raise PassingError(message)
     if status in (404, 410):
         raise LostJobError(message)
-    raise ShardError(f"the TAP service refuses: {message}")
+    raise ShardError(f"the service refuses: {message}")
 
 
 def first_words(data: bytes) -> str:
@@ -145,12 +148,13 @@ def first_words(data: bytes) -> str:
 class TapService:
     """A TAP service and how to treat it; used by several threads at once.
 
-    args: the options of `add_tap_arguments` and --release. Raises UsageError where the service
-    cannot be used at all: a malformed URL, a login file that cannot be read, a refused login.
+    args: the options of `add_tap_arguments` and --release. url: of another service beside it, which
+    the `option` names. Raises UsageError where the service cannot be used at all: a malformed URL,
+    a login file that cannot be read, a refused login.
     """
 
-    def __init__(self, args, log):
-        self.url = args.tap_url or args.release.archive.url
+    def __init__(self, args, log, url=None, option="--tap-url"):
+        self.url = url or args.tap_url or args.release.archive.url
         parts = urlsplit(self.url)
         if "@" in parts.netloc:
             raise UsageError(
@@ -158,7 +162,7 @@ class TapService:
                 "them in a file, --login FILE"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"--tap-url {self.url}: expected http(s)://host/path")
+            raise UsageError(f"{option} {self.url}: expected http(s)://host/path")
         self.args, self.log = args, log
         self.stop = threading.Event()
         self._local = threading.local()
@@ -204,6 +208,29 @@ class TapService:
             wait = max(0.0, self._next_submission - now)
             self._next_submission = now + wait + self.args.pace
         self.pause(wait)
+
+    def attempt(self, name, ask):
+        """ask(), up to --attempts times, with growing waits between them.
+
+        name: of what is asked for, in the log. ShardError where all attempts failed, or where the
+        service refuses.
+        """
+        for attempt in range(1, self.args.attempts + 1):
+            try:
+                return ask()
+            except FAULTS as error:
+                reason = f"{type(error).__name__}: {error}"
+                self.log.warning(
+                    "%s: attempt %d of %d: %s", name, attempt, self.args.attempts, reason
+                )
+                if isinstance(error, LoginError):
+                    self.log_out()
+            if attempt < self.args.attempts:
+                self.back_off(attempt)
+        raise ShardError(
+            f"{self.url}: given up after {self.args.attempts} attempts, the last: {reason}; run "
+            "the same command again later"
+        )
 
     def back_off(self, failures):
         """Wait before another attempt: exponential, with jitter so that many runs spread out."""

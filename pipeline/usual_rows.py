@@ -16,7 +16,6 @@ except ImportError:  # the caller does without: see `available`
     simdjson = None
 
 DTYPES = {"d": np.dtype("f8"), "i": np.dtype("i8")}  # of simdjson's arrays
-LIST = ord("[")
 # A whole number for JSON, in which simdjson drops the sign. Not "-0.5" or "1e-05".
 NEGATIVE_ZERO = re.compile(rb"-0(?![.eE\d])")
 
@@ -32,20 +31,6 @@ class UnusualError(ValueError):
 
 # Beside it, what simdjson raises for text that is no list of numbers of the type wanted.
 UNUSUAL = (UnusualError, ValueError, TypeError, RuntimeError)
-
-
-def quoted_spans(line, n) -> list[tuple[int, int]]:
-    """(start, stop) of what is between the quotes of a line; UnusualError where not n times."""
-    spans, stop = [], -1
-    for _ in range(n):
-        start = line.find(b'"', stop + 1) + 1
-        stop = line.find(b'"', start)
-        if not start or stop < 0:
-            raise UnusualError
-        spans.append((start, stop))
-    if line.find(b'"', stop + 1) >= 0:
-        raise UnusualError
-    return spans
 
 
 class UsualRows:
@@ -96,27 +81,23 @@ class UsualRows:
 
     def _parse_row(self, line, arrays) -> list[bytes]:
         """Fill views of the arrays of a row; its cells. Raises one of UNUSUAL for another form."""
-        spans = quoted_spans(line, len(arrays))
-        begins, ends = [0], []
-        for start, stop in spans:
-            ends.append(start - 1)
-            begins.append(stop + 1)
-        outside = [line[begin:end] for begin, end in zip(begins, [*ends, None], strict=True)]
+        parts = line.split(b'"')
+        outside, inside = parts[::2], parts[1::2]
         numbers = b"".join(outside).rstrip(b"\r\n")
         cells = numbers.split(b",")
         if (
-            [part.count(b",") for part in outside] != self._commas
+            len(inside) != len(arrays)
+            or [part.count(b",") for part in outside] != self._commas
             or any(cells[place] for place in self._array_places)
             or not cells[self._id_place].isdigit()
             or not numbers.isascii()  # nor are the arrays anything else, where they are numbers
         ):
             raise UnusualError
-        text = memoryview(line)
-        for out, (start, stop) in zip(arrays, spans, strict=True):
+        for out, text in zip(arrays, inside, strict=True):
             # A list within the list would be read as part of it.
-            if line[start] != LIST or line.find(b"[", start + 1, stop) >= 0:
+            if not text.startswith(b"[") or text.find(b"[", 1) >= 0:
                 raise UnusualError
-            out[:] = self._list(text[start:stop], len(out), "d")
+            out[:] = self._list(text, len(out), "d")
         return cells
 
     def _parse_numbers(self, cells, parsed, columns, kind) -> np.ndarray:

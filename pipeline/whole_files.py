@@ -171,22 +171,30 @@ def write_text(path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path, content: bytes) -> None:
-    """Write a small file, whole or not at all; what killed runs left of it is removed.
-
-    WriteError where the disk does not take it.
-    """
+@contextlib.contextmanager
+def whole_file(path):
+    """A path to write to in the `with` block, which becomes `path` at its end; nothing where an
+    exception is raised. What killed runs left of it is removed. WriteError where the disk does not
+    take it."""
     path = Path(path)
     remove_dead_temporaries(path)
     temporary = temporary_beside(path)
-    with signals.held():
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
         try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            put_in_place(temporary, path)
-        except OSError as error:
-            raise unwritable(path, error) from error
+            os.fsync(descriptor)
         finally:
-            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+        put_in_place(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path, content: bytes) -> None:
+    """Write a small file, whole or not at all. As `whole_file`."""
+    with signals.held(), whole_file(path) as temporary, open(temporary, "xb") as file:
+        file.write(content)

@@ -129,6 +129,7 @@ def quick():
     import model  # noqa: F401  # its own graphs, before they are made otherwise
     import train
     from fitting import held_out, minimiser, star_solver, training
+    from pipeline import quiet_tensorflow
     from pipeline.figures import style
     from pipeline.quiet_tensorflow import tf
 
@@ -139,6 +140,7 @@ def quick():
         return whole(function, autograph=False) if often else function
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quiet_tensorflow, "PROGRAMS", None)
         patch.setattr(tf, "function", graph)
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)

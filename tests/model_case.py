@@ -20,6 +20,7 @@ from fitting.star_solver import StarSolver
 from fitting.stellar_model import StellarModel
 from fitting.trained_model import NO_ALARMS, TrainedModel, TrainingRange
 from model import FluxModel
+from pipeline import quiet_tensorflow
 from pipeline.schema import DEFAULT_LABELS, KNOWN_LABELS, LabelSet, load_release
 from pipeline.schema.labels import parse_label
 from xp_utils import flux_channels, load_xp_basis, reference_flux
@@ -189,6 +190,7 @@ def make_solver(model, **options):
     long, and a test of step 10 runs the compiled ones."""
     with pytest.MonkeyPatch.context() as patch:
         whole = tf.function
+        patch.setattr(quiet_tensorflow, "PROGRAMS", None)
         patch.setattr(tf, "function", lambda f, **_: whole(f, autograph=False))
         return StarSolver(model, **{"batch_size": 64} | options)
 

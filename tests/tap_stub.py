@@ -48,7 +48,7 @@ class TapStub:
         self.lock = threading.Lock()
 
     def __enter__(self):
-        handler = type("Handler", (_Handler,), {"stub": self})
+        handler = type("Handler", (self.handler,), {"stub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/tap-server/tap"
@@ -116,7 +116,7 @@ def select_items(query):
     return query.split("SELECT ")[1].split(" FROM")[0].split(", ")
 
 
-class _Handler(BaseHTTPRequestHandler):
+class TapHandler(BaseHTTPRequestHandler):
     stub: TapStub
     protocol_version = "HTTP/1.0"
 
@@ -267,3 +267,6 @@ class _Handler(BaseHTTPRequestHandler):
             stub.running.discard(job)
             stub.jobs.pop(job, None)
         self.reply(200)
+
+
+TapStub.handler = TapHandler

@@ -212,6 +212,7 @@ USE_EXPORT = """
             out[key + "observed"] = m.predict_observed_flux(theta, E, plx)
             out[key + "obs"] = m.predict_obs_flux(theta, xi, E, plx)
             out[key + "curve"] = m.predict_ln_ext_curve(xi)
+            out[key + "R55"] = m.predict_R55(xi)
             out[key + "keywords"] = m.predict_obs_flux(stellar_type=theta, xi=xi, E=E, plx=plx)
     np.savez(output, **{k: np.asarray(v) for k, v in out.items()})
 """
@@ -237,6 +238,7 @@ def test_saved_model_equals_the_model_where_the_project_is_not_installed(tmp_pat
     expected = {
         "intrinsic": model.ln_flux(z),
         "curve": np.log(model.ext_curve(xi)[0]),
+        "R55": model.r55(xi),
         "obs": model.flux(*stars),
         "keywords": model.flux(*stars),
         "observed": model.flux(z, 0 * xi, ext, ln_plx),
@@ -267,3 +269,39 @@ def test_threads_set_after_tensorflow_began_are_left_and_told(caplog):
     set_threads(before + 1)
     assert tf.config.threading.get_intra_op_parallelism_threads() == before
     assert "threads" in caplog.text
+
+
+CALLS = {
+    "float32 and float64 mixed": lambda t, v: (t.astype("f4"), v.astype("f8"), v.astype("f4"), v),
+    "tensors of both": lambda t, v: (tf.constant(t, tf.float64), tf.constant(v, tf.float32), v, v),
+    "integers": lambda t, v: (t.astype(int), np.zeros(len(v), int), v, np.ones(len(v), int)),
+    "lists": lambda t, v: (t.tolist(), v.tolist(), v.tolist(), v.tolist()),
+    "columns": lambda t, v: (t, v[:, None], v[:, None], v[:, None]),
+    "one number for all": lambda t, v: (t, 0, 0.5, 1.0),
+    "one star": lambda t, v: (t[0], v[0], v[0], v[0]),
+    "one star, in integers": lambda t, v: (t[0].astype(int), 0, 0, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(flux, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "saved_model"
+    export(flux, path)
+    return tf.saved_model.load(str(path))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_exported_model_takes_any_numbers_in_any_mix(flux, exported, call):
+    rng = np.random.default_rng(5)
+    types, vector = rng.uniform(3, 6, (4, flux.n_labels)), rng.uniform(0.2, 1.0, 4)
+    args = CALLS[call](types, vector)
+    found = exported.predict_obs_flux(*args).numpy()
+    theta = np.reshape(np.asarray(args[0], "f4"), (-1, flux.n_labels))
+    xi, ext, plx = (np.broadcast_to(np.asarray(x, "f4").ravel(), len(theta)) for x in args[1:])
+    expected = flux.flux(flux.standardise(tf.constant(theta)), *map(tf.constant, (xi, ext)),
+                         tf.math.log(tf.constant(plx)))  # fmt: skip
+    assert np.allclose(found, expected, rtol=1e-5)
+    without_xi = exported.predict_observed_flux(args[0], args[2], args[3]).numpy()
+    assert without_xi.shape == found.shape
+    assert exported.predict_intrinsic_ln_flux(args[0]).shape == found.shape
+    assert exported.predict_ln_ext_curve(args[1]).shape[1] == found.shape[1]

@@ -204,3 +204,11 @@ def test_noise_model_restored_from_its_arrays_whitens_the_same(any_case):
         strict=True,
     ):
         np.testing.assert_array_equal(one, two)
+
+
+def test_tables_made_before_give_the_same_whitening(case):
+    used, tables = used_without(NO_BP), case.noise.tables()
+    tensors = [tf.constant(x, tf.float32) for x in (*case.inputs[:3], used, case.inputs[3])]
+    once, again = case.noise.whitening(*tensors, tables=tables), case.noise.whitening(*tensors)
+    for left, right in zip(once, again, strict=True):
+        np.testing.assert_array_equal(left.numpy(), right.numpy())

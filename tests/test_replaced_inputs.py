@@ -154,17 +154,18 @@ def test_labels_replaced_while_step_7_runs_give_no_training_set(tmp_path, monkey
 def test_files_of_spectra_replaced_after_they_were_sorted_fail(tmp_path, monkeypatch, capsys):
     from test_spectra_forms import two_bands, write_hdf5
 
+    from pipeline import spectra_conversion
     from tools import convert_xp_csv
 
     write_hdf5(tmp_path / "mine.h5", two_bands())
-    whole = convert_xp_csv.read_others
+    whole = spectra_conversion.read_others
 
     def read_others(*words):
         found = whole(*words)
         write_hdf5(tmp_path / "mine.h5", {**two_bands(), "bp_standard_deviation": np.ones(4)})
         return found
 
-    monkeypatch.setattr(convert_xp_csv, "read_others", read_others)
+    monkeypatch.setattr(spectra_conversion, "read_others", read_others)
     words = [str(tmp_path / "mine.h5"), "--data-dir", str(tmp_path / "data")]
     assert convert_xp_csv.main(words) == 1
     assert "mine.h5: was replaced or changed" in capsys.readouterr().err

@@ -42,9 +42,10 @@ def test_the_steps_are_scripts_by_their_documented_command_lines():
         "query_reddening_gaia.py --data-dir elsewhere/data --maps bh --output-dir elsewhere/bh",
         "compile_training_data.py --data-dir elsewhere/data "
         "--stellar-params elsewhere/data/training_params.h5 --output elsewhere/training_data.h5",
-        "train.py -i elsewhere/training_data.h5 -o elsewhere/model --recipe demo/recipe.toml",
+        "train.py -i elsewhere/training_data.h5 -o elsewhere/model --recipe demo/recipe.toml "
+        "--parallax-scale spectro-photometric parallaxes",
         "gen_xp_input_allsources.py --data-dir elsewhere/data",
-        "xp_opt_allsources.py --data-dir elsewhere/data --model elsewhere/model",
+        "xp_opt_allsources.py --data-dir elsewhere/data --model elsewhere/model --use-parallaxes",
     ]
 
 

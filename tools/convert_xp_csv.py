@@ -43,28 +43,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import csv_rows, spectra_files
-from pipeline.errors import UsageError, shortened
-from pipeline.provenance import provenance
-from pipeline.row_store import folder_beside
-from pipeline.run import run_shards, setup_logging, usage_exit
-from pipeline.select import (
-    add_release_argument,
-    add_shard_arguments,
-    chosen_partition,
-    list_fids,
-    output_path,
-    partition_of,
-    step_parser,
-)
-from pipeline.spectra_merge import require_apart
-from pipeline.spectra_others import read_others, sort_into_shards
-from pipeline.spectra_shards import (
-    Form,
-    convert,
-    put_others_together,
-)
-from pipeline.xp_basis import load_xp_basis
+from pipeline.run import setup_logging, usage_exit
+from pipeline.select import add_release_argument, add_shard_arguments, step_parser
+from pipeline.spectra_conversion import add_form_argument, convert_files, find_inputs
 from xp_utils import sampled_columns
 
 SCRIPT = "convert_xp_csv"
@@ -75,102 +56,16 @@ def parse_args(argv=None):
     parser.add_argument("inputs", nargs="+", type=Path, help="files of spectra, or folders of them")
     add_shard_arguments(parser)
     add_release_argument(parser)
-    parser.add_argument(
-        "--sampled",
-        action="store_true",
-        help="keep fluxes and errors at the release's wavelengths, and no coefficients",
-    )
+    add_form_argument(parser)
     return parser.parse_args(argv)
-
-
-def chosen_fids(args, found) -> list[str]:
-    """The fids of `found` that --shards and --partition (or Slurm) choose."""
-    unknown = sorted(set(args.shards or ()) - set(found))
-    if unknown:
-        raise UsageError(f"--shards {shortened(unknown)}: not among the inputs")
-    part = chosen_partition(args)
-    fids = sorted(set(args.shards or found))
-    return [fid for fid in fids if part is None or partition_of(fid, part[0]) == part[1]]
-
-
-def log_slow_parts(log):
-    """One line where a fast package is missing."""
-    lacking = {
-        "isal": spectra_files.igzip is not None,
-        "pysimdjson": csv_rows.has_usual_rows(),
-    }
-    names = " and ".join(name for name, there in lacking.items() if not there)
-    if names:
-        log.warning(
-            "%s: not installed, the conversion takes several times longer (pip install %s)",
-            names, names.replace(" and", ""),
-        )  # fmt: skip
-
-
-def require_no_output_among(files, args):
-    """UsageError where an input is what would be written."""
-    folder = output_path(args.data_dir, "xp", "").parent.resolve()
-    for file in files:
-        if file.parent == folder:
-            raise UsageError(
-                f"{file}: is where the shards are written; give --data-dir another folder, or, "
-                "where it is a shard already, nothing is to be done"
-            )
-
-
-def find_others(args, bulk, files, log):
-    """The `Others` of files without a fid, sorted into shards; None without any."""
-    if not files:
-        return None
-    folder = folder_beside(args.data_dir)
-    others = read_others(files, args.release, log, folder)
-    sort_into_shards(others, list(bulk), args.data_dir, args.release, log)
-    return others
-
-
-def form_of(args) -> Form:
-    """What the shards hold: coefficients or, with --sampled, what is made of them."""
-    if not args.sampled:
-        return Form()
-    basis = load_xp_basis(args.release)
-    return Form("sampled", lambda table: sampled_columns(table, basis), {"xp_basis": basis.source})
 
 
 @usage_exit
 def main(argv=None) -> int:
     args = parse_args(argv)
-    bulk, files = spectra_files.find_files(args.inputs, args.release)
-    require_no_output_among([*files, *(file for group in bulk.values() for file in group)], args)
+    inputs = find_inputs(args.inputs, args)
     log = setup_logging(SCRIPT, args.log, args)
-    log_slow_parts(log)
-    others = find_others(args, bulk, files, log)
-    found = set(bulk) | (set(others.fid) - {""} if others else set())
-    require_apart(found | set(list_fids(args.data_dir, "xp")))
-    form = form_of(args)
-
-    def inputs_of(fid):
-        return [*bulk.get(fid, ()), *(others.files_of(fid) if others else ())]
-
-    def make(fid, output, log):
-        made_by = provenance(SCRIPT, argv, inputs_of(fid), args.release)
-        if fid in bulk:
-            return convert(bulk[fid], output, args.release, log, made_by, form, others, fid)
-        return put_others_together(others, fid, output, log, made_by, form, args.overwrite)
-
-    status = run_shards(
-        SCRIPT,
-        args,
-        chosen_fids(args, found),
-        inputs_of=inputs_of,
-        output_of=lambda fid: output_path(args.data_dir, "xp", fid),
-        process=make,
-        log=log,
-        kind=form.kind,
-    )
-    if others and others.failed:
-        log.error("%s: failed beside: %s", SCRIPT, ", ".join(map(str, others.failed)))
-        return status or 1
-    return status
+    return convert_files(SCRIPT, args, argv, inputs, log, sampled_columns)
 
 
 if __name__ == "__main__":

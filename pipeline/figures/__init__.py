@@ -16,10 +16,16 @@ Nothing here imports pyplot, so no figure stays open and no setting of the calle
 from pipeline.figures.accuracy import inferred_against_label, kiel_diagram, residuals_by_wavelength
 from pipeline.figures.calibration import coverage, pulls_in_bins, reliability
 from pipeline.figures.dust import extinction_laws
+from pipeline.figures.star_page import StarPage, star_page
+from pipeline.figures.star_posterior import StarPosterior
+from pipeline.figures.star_spectrum import StarSpectrum
 from pipeline.figures.training import extinction_curve, loss_history, model_spectra
 from pipeline.figures.trends import outcomes, scores_against
 
 __all__ = [
+    "StarPage",
+    "StarPosterior",
+    "StarSpectrum",
     "coverage",
     "extinction_curve",
     "extinction_laws",
@@ -32,4 +38,5 @@ __all__ = [
     "reliability",
     "residuals_by_wavelength",
     "scores_against",
+    "star_page",
 ]

@@ -56,6 +56,7 @@ def extinction_laws(
     title="The learned extinction curve and published laws",
     note="",
     n_xp=None,
+    words=None,
 ):
     """Learned curves and published laws, each 1 at 550 nm; below, over one of the laws, and their
     colour excesses less that law's.
@@ -69,6 +70,7 @@ def extinction_laws(
         reference: the law (a key of laws) that the others are compared with.
         note: a line under the figure.
         n_xp: how many wavelengths are the XP spectrum's.
+        words: of each xi, put after it in the legend.
     """
     wavelengths = checked("wavelengths", wavelengths, (None,))
     xi = checked("xi", xi, (None,))
@@ -85,7 +87,9 @@ def extinction_laws(
     at = list(laws).index(reference)
     with drawing(path, 8.8, title) as figure:
         axes = figure.subplots(3, 1, sharex=True, height_ratios=[1.2, 1, 1])
-        for k, style in enumerate([*_law_styles(laws), *_learned_styles(xi)]):
+        for k, style in enumerate(
+            [*_law_styles(laws), *_learned_styles(xi, words or [""] * len(xi))]
+        ):
             label = style.pop("label")
             for ax, values in zip(
                 axes, (curves[k], curves[k] / curves[at], excess[k] - excess[at]), strict=True
@@ -110,9 +114,9 @@ def _law_styles(laws):
         }
 
 
-def _learned_styles(xi):
-    for k, x in enumerate(xi):
-        label = rf"learned, $\xi={x:g}$".replace("-", "−")
+def _learned_styles(xi, words):
+    for k, (x, more) in enumerate(zip(xi, words, strict=True)):
+        label = rf"learned, $\xi={x:g}$".replace("-", "−") + more
         colour = LEARNED_COLOURS[k % len(LEARNED_COLOURS)]
         yield {"colour": colour, "lw": 2.0, "zorder": 3, "label": label}
 

@@ -54,10 +54,11 @@ def drawing(path, height, title=""):
 
 
 def save(figure, path):
-    """Write a PNG, whole or not at all, into a folder that is made where it is missing."""
+    """Write a PNG, or what the path's ending says, whole or not at all, into a folder that is made
+    where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    figure.savefig(content, format=path.suffix[1:] or "png")
     write_bytes(path, content.getvalue())
 
 

@@ -109,17 +109,31 @@ KNOWN_LABELS = {label.name: label for label in (TEFF, FEH, LOGG, ALPHA_M)}
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a star: name (in the attribute `parameters`), title, unit, UCD, text."""
+    """A parameter of a star: name (in the attribute `parameters`), title, unit, UCD, text; scale,
+    shown_unit, symbol: as of a `Label`, shown_unit None for the unit itself."""
 
     name: str
     title: str
     unit: str
     ucd: str = ""
     text: str = ""
+    scale: float = 1.0
+    shown_unit: str | None = None
+    symbol: str = ""
+
+    def __post_init__(self):
+        if self.shown_unit is None:
+            object.__setattr__(self, "shown_unit", self.unit)
+        if not self.symbol:
+            object.__setattr__(self, "symbol", self.title)
 
 
 XI = Parameter(
-    "xi", "xi", "", text="shape of the extinction curve; little but its prior below E = 0.3"
+    "xi",
+    "xi",
+    "",
+    text="shape of the extinction curve; little but its prior below E = 0.3",
+    symbol=r"$\xi$",
 )
 EXTINCTION = Parameter(
     "E",
@@ -127,6 +141,8 @@ EXTINCTION = Parameter(
     "units of the training set's reddening",
     "phys.absorption",
     "amount of dust in front of the star",
+    shown_unit="",  # too long for an axis
+    symbol="$E$",
 )
 PARALLAX = Parameter("parallax", "parallax", "mas", "pos.parallax", "zero point corrected")
 BESIDE_LABELS = (XI, EXTINCTION, PARALLAX)
@@ -179,7 +195,18 @@ class LabelSet:
     @property
     def parameters(self) -> tuple:
         """The parameters of a star: the forward model's labels, xi, E, parallax."""
-        named = (Parameter(x.name, x.title, x.unit, x.ucd) for x in self.forward)
+        named = (
+            Parameter(
+                x.name,
+                x.title,
+                x.unit,
+                x.ucd,
+                scale=x.scale,
+                shown_unit=x.shown_unit,
+                symbol=x.symbol,
+            )
+            for x in self.forward
+        )
         return (*named, *BESIDE_LABELS)
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 FOLDER = Path(__file__).resolve().parents[2] / "tables" / "releases"
 DEFAULT_RELEASE = "dr3"
 XP_BANDS = ("bp", "rp")
+MAGNITUDES = ("g", *XP_BANDS)
 COVARIANCE_FORMS = ("correlations", "covariances")
 ZERO_POINTS = ("recipe", "column")
 
@@ -81,6 +82,20 @@ class Archive:
         return own.get(column, self.names.get(column, column))
 
 
+@dataclass(frozen=True, eq=False)
+class DataLink:
+    """The service that gives the spectra of a list of sources.
+
+    most_ids: that it takes in a request; parameters: {name: value} sent with the ids; known_source:
+    id of one that has a spectrum, None where none is known.
+    """
+
+    url: str
+    most_ids: int
+    parameters: dict
+    known_source: int | None = None
+
+
 @dataclass(frozen=True)
 class ParallaxRule:
     """How parallaxes are corrected: zero_point "recipe", or "column" (subtracted); and the bits of
@@ -95,8 +110,9 @@ class ParallaxRule:
 @dataclass(frozen=True, eq=False)
 class Release:
     """A data release. id_column: of our files; reference_epoch: Julian year of the positions;
-    source_id >> id_shift is a nested HEALPix pixel of level healpix_level; g_zero_point: magnitude
-    of a G flux of 1 electron/s, NaN where not known."""
+    source_id >> id_shift is a nested HEALPix pixel of level healpix_level; zero_points {"g", "bp",
+    "rp": magnitude of a flux of 1 electron/s}, NaN where not known; datalink: None where it has
+    none; same_ids: titles of releases whose ids are the same."""
 
     name: str
     title: str
@@ -104,19 +120,30 @@ class Release:
     reference_epoch: float
     healpix_level: int
     id_shift: int
-    g_zero_point: float
+    zero_points: dict
     spectra: Spectra
     archive: Archive
     parallax: ParallaxRule
+    datalink: DataLink | None = None
+    same_ids: tuple = ()
 
     def pixel(self, source_id):
         """Nested HEALPix pixel of source ids."""
         return source_id >> self.id_shift
 
+    @property
+    def g_zero_point(self) -> float:
+        return self.zero_points["g"]
+
     def g_magnitudes(self, flux):
         """G magnitudes (N,) of G fluxes (N,) in electron/s; NaN where there is none."""
+        return self.magnitudes("g", flux)
+
+    def magnitudes(self, band, flux):
+        """Magnitudes (N,) in a band (g, bp, rp) of fluxes (N,) in electron/s; NaN where there is
+        none."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(flux > 0, self.g_zero_point - 2.5 * np.log10(flux), np.nan)
+            return np.where(flux > 0, self.zero_points[band] - 2.5 * np.log10(flux), np.nan)
 
 
 def _grid(*limits):
@@ -141,15 +168,18 @@ def read_release(path) -> Release:
         spectra["noise"] = path.parent / spectra["noise"] if "noise" in spectra else None
         for name in ("wavelengths", "fine_wavelengths"):
             spectra[name] = _grid(*spectra.get(name, ()))
-        archive = table.pop("archive")
+        archive, photometry = table.pop("archive"), table.pop("photometry", {})
         archive["needed"] = tuple(archive["needed"])
+        datalink = table.pop("datalink", None)
         release = Release(
             healpix_level=sky["level"],
             id_shift=sky["id_shift"],
-            g_zero_point=table.pop("photometry", {}).get("g_zero_point", np.nan),
+            zero_points={band: photometry.get(f"{band}_zero_point", np.nan) for band in MAGNITUDES},
             spectra=Spectra(**spectra),
             archive=Archive(**archive),
             parallax=ParallaxRule(**table.pop("parallax")),
+            datalink=DataLink(**datalink) if datalink else None,
+            same_ids=tuple(table.pop("same_ids", ())),
             **table,
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
