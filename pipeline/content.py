@@ -125,7 +125,10 @@ def require_heaps(file, path):
         for place, size, crc in file.attrs["heaps"].tolist():
             raw.seek(place)
             if zlib.crc32(raw.read(size)) != crc:
-                raise ShardError(f"{path}: its attributes are damaged: make or fetch it again")
+                raise ShardError(
+                    f"{path}: its attributes are damaged, or changed by another program: make or "
+                    "fetch it again; where that was meant, delete its attributes `seal`, `heaps`"
+                )
 
 
 def read_seal(file, path) -> dict | None:
@@ -139,7 +142,7 @@ def read_seal(file, path) -> dict | None:
     if not whole or file.attrs["content_id"] != content_id(file, digests):
         raise ShardError(
             f"{path}: not as it was written (damaged, or changed by another program): make or "
-            "fetch it again; or, where the change was meant, delete its attribute `seal`"
+            "fetch it again; or, where the change was meant, delete its attributes `seal`, `heaps`"
         )
     return digests
 
