@@ -31,9 +31,9 @@ from astropy.coordinates import SkyCoord
 
 import xp_utils
 from pipeline.errors import ShardError, UsageError
-from pipeline.provenance import Status, output_state, provenance
+from pipeline.provenance import Status, output_state, provenance, see
 from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows
-from pipeline.run import collect_failure, progress, setup_logging, usage_exit
+from pipeline.run import collect_failure, progress, reasons_of, setup_logging, usage_exit
 from pipeline.schema import KINDS, KNOWN_LABELS, Layout, flags, resolved
 from pipeline.schema.columns import COLUMN_MAPS
 from pipeline.schema.labels import LABEL_GRAMMAR, parse_label
@@ -132,6 +132,9 @@ def parse_args(argv=None):
         help="leave out the stars of shards that cannot be read, rather than fail",
     )
     parser.add_argument("--overwrite", action="store_true", help="make a finished output again")
+    parser.add_argument(
+        "--check", action="store_true", help="read a finished output whole, to see that it is"
+    )
     parser.add_argument("--log", type=Path, help="default: the output's name with .log")
     return parser.parse_args(argv)
 
@@ -358,15 +361,15 @@ def say_noise(noise, origins, log):
 # ---- the step --------------------------------------------------------------------------------
 
 
-def compile_set(work, argv, by_shard, paths) -> int:
-    """Both passes and the summary; the exit status. paths: of the inputs."""
+def compile_set(work, argv, by_shard, inputs) -> int:
+    """Both passes and the summary; the exit status. inputs: as they were `Seen`."""
     args = work.args
     selections, failed = choose(work, by_shard)
     if work.missing:
         work.log.warning(
             "some metadata have no %s: NaN, and no cut on it", ", ".join(sorted(work.missing))
         )
-    made_by = provenance(SCRIPT, argv, paths, args.release)
+    made_by = provenance(SCRIPT, argv, inputs, args.release)
     while True:
         for fid in failed:
             work.table.exclude(by_shard[fid], BAD_SHARD)
@@ -395,7 +398,7 @@ def summarise(work, selections, failed) -> int:
     name_exceptions(work.table, EXCEPTIONS, log)
     log.info("what became of the labels\n%s", accounting)
     print(accounting)
-    bad = "; ".join(f"{fid} ({reason})" for fid, reason in failed.items())
+    bad = reasons_of(failed)
     if failed and not args.skip_bad_shards:
         log.error(
             "%s not written: %d bad shards: %s. Make them again, or give --skip-bad-shards",
@@ -414,9 +417,9 @@ def summarise(work, selections, failed) -> int:
     return 0
 
 
-def is_done(args, paths, labels, log) -> bool:
+def is_done(args, inputs, labels, log) -> bool:
     """Whether the output is complete, and of these labels; ShardError where of another release."""
-    state = output_state(args.output, paths, "training")
+    state = output_state(args.output, inputs, "training", deep=args.check)
     if state.status is Status.COMPLETE:
         with ShardReader(args.output) as reader:
             reader.require_release(args.release)
@@ -439,19 +442,20 @@ def main(argv=None) -> int:
     if not fids:
         raise UsageError(f"{args.data_dir}: no spectra shards there; check --data-dir")
     log = setup_logging(SCRIPT, args.log or args.output.with_suffix(".log"))
+    labels = see(args.stellar_params)
     table = read_labels(args.stellar_params, args.release, args.labels)
     log.info("labels: %s", table.labels.words)
     clean_labels(table, args.stellar_params, log)
     by_shard = labels_by_shard(table, fids, args.release)
     paths = [shard_path(args.data_dir, kind, fid) for fid in by_shard for kind in needs]
-    paths = [args.stellar_params, *(path for path in paths if path.is_file())]
-    if not args.overwrite and is_done(args, paths, table.labels, log):
+    seen = [labels, *(see(path) for path in paths if path.is_file())]
+    if not args.overwrite and is_done(args, seen, table.labels, log):
         return 0
     if args.without:
         log.warning("done without %s", ", ".join(args.without))
     work = Work(args, table, needs, xp_utils.load_xp_basis(args.release), log)
     try:
-        return compile_set(work, argv, by_shard, paths)
+        return compile_set(work, argv, by_shard, seen)
     except ShardError as error:  # not of one shard: the output cannot be written
         log.error("%s", error)
         print(account(table, EXCEPTIONS))

@@ -71,6 +71,7 @@ def make_shard(fid, output, log, *, args, needs, argv):
     """Write the output of one shard; returns {what: number of stars} for the log."""
     release, basis = args.release, xp_utils.load_xp_basis(args.release)
     spectra = shard_path(args.data_dir, "xp", fid)
+    made_by = provenance(SCRIPT, argv, input_paths(args.data_dir, fid, needs), release)
     n_rows, columns = {}, {}
     for kind in ("xp", "metadata"):
         with open_shard(args.data_dir, kind, fid, release) as reader:
@@ -78,7 +79,6 @@ def make_shard(fid, output, log, *, args, needs, argv):
     missing = [name for name in needs["metadata"].optional if name not in columns["metadata"]]
     if missing:
         log.warning("%s: the metadata have no %s: stored as NaN", fid, ", ".join(missing))
-    made_by = provenance(SCRIPT, argv, input_paths(args.data_dir, fid, needs), release)
     counters = {"stars": n_rows["xp"]} | dict.fromkeys((f.name for f in flags.InputFlag), 0)
     attrs = {"without": " ".join(sorted(set(args.without))), "xp_basis": basis.source}
     attrs["missing_metadata"] = " ".join(missing)

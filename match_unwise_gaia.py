@@ -33,7 +33,7 @@ from pathlib import Path
 import healpy
 import numpy as np
 
-from pipeline.provenance import provenance
+from pipeline.provenance import Seen, provenance, see
 from pipeline.read import open_shard
 from pipeline.run import run_shards, setup_logging, usage_exit
 from pipeline.schema import KINDS, Layout, resolved
@@ -164,17 +164,19 @@ class Sources:
     """The sources of a shard: id (n,), unit vectors (n,3) at the unWISE epoch, counts for the log.
 
     by_tile: {tile number: rows that can lie in it}; vectors are NaN-free: a source without a
-    position is in no tile.
+    position is in no tile. file: the metadata shard, as it was `Seen`.
     """
 
     source_id: np.ndarray
     vectors: np.ndarray
     by_tile: dict
     counts: dict
+    file: Seen
 
 
 def read_sources(data_dir, fid, index, release) -> Sources:
     """The sources of a metadata shard."""
+    file = see(*input_paths(data_dir, fid, ["metadata"]))
     with open_shard(data_dir, "metadata", fid, release) as reader:
         reader.check(resolved("metadata", Layout(release)))
         source_id = reader.source_id()
@@ -192,7 +194,7 @@ def read_sources(data_dir, fid, index, release) -> Sources:
         "without a position": int((~placed).sum()),
         "without a proper motion (not moved)": int((~np.isfinite(pmra * pmdec)).sum()),
     }
-    return Sources(source_id, vectors, by_tile, counts)
+    return Sources(source_id, vectors, by_tile, counts, file)
 
 
 def uncovered(sources, listed, index) -> tuple[np.ndarray, list[str]]:
@@ -267,7 +269,8 @@ class Step:
             "n_tiles": len(sources.by_tile),
             "sources_in_no_tile": len(rows),
         }
-        made_by = provenance(SCRIPT, self.argv, self.inputs(fid), self.release)
+        tiles = [cache.seen[cache.index.names[k]] for k in sources.by_tile]
+        made_by = provenance(SCRIPT, self.argv, [sources.file, *tiles], self.release)
         write_matches(output, sources, matches, self.release, made_by, attrs)
         return {**sources.counts, **matches.counts, "in no tile": len(rows)}
 

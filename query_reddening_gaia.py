@@ -42,7 +42,7 @@ from astropy.coordinates import SkyCoord
 from astropy.utils.exceptions import AstropyWarning
 
 from pipeline.errors import ShardError, UsageError
-from pipeline.provenance import provenance
+from pipeline.provenance import provenance, see
 from pipeline.read import open_shard
 from pipeline.run import run_shards, setup_logging, usage_exit
 from pipeline.schema import KINDS, Layout, resolved
@@ -360,7 +360,7 @@ def main(argv=None) -> int:
     used_kinds(args.data_dir, ["metadata"])
     fids = select_fids(args, "metadata")
     names = [name for name in DUST_MAPS if name in args.maps]
-    files = [path for name in names for path in map_files(name, args.dustmaps_dir)]
+    files = [see(path) for name in names for path in map_files(name, args.dustmaps_dir)]
     log = setup_logging(SCRIPT, args.log, args)
 
     @functools.cache

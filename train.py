@@ -33,8 +33,9 @@ output_folder/:
   *.png                  figures: losses, extinction curve, model spectra, residuals, labels, ...
   train.log
 
-A killed run goes on with --resume from its last checkpoint, to the same result.
-Exit status: 0 trained, 2 wrong usage or input.
+A run that was killed or ended by a signal goes on with --resume from its last checkpoint, to the
+same result.
+Exit status: 0 trained, 1 the disk is full, 2 wrong usage or input, 128 + n ended by signal n.
 """
 
 import dataclasses
@@ -49,13 +50,14 @@ from fitting.recipe import read_recipe
 from fitting.split import hash_fraction, held_out, split_stars
 from fitting.training_set import LABELS, read_training_data
 from pipeline.errors import ShardError, UsageError
-from pipeline.provenance import Status, identity, output_state, provenance
+from pipeline.provenance import Status, output_state, provenance, see
 from pipeline.read import read_arrays
 from pipeline.row_store import folder_beside
 from pipeline.run import progress, setup_logging, usage_exit
 from pipeline.schema import MODEL_FILE, Layout, resolved
 from pipeline.select import add_release_argument, step_parser
-from pipeline.write import ShardWriter, write_arrays, write_text
+from pipeline.whole_files import write_text
+from pipeline.write import ShardWriter, write_arrays
 
 SCRIPT = "train"
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipe.toml"
@@ -281,9 +283,10 @@ def check_recipe_fits(recipe, labels, path):
         )
 
 
-@usage_exit
+@usage_exit(again="run the same command with --resume, which goes on from its last checkpoint")
 def main(argv=None) -> int:
     args = parse_args(argv)
+    seen = [see(path) for path in (args.input, args.recipe) if path.is_file()]
     recipe = read_recipe(args.recipe)
     data = read_training_data(args.input, args.release, folder_beside(args.output))
     check_recipe_fits(recipe, data.labels, args.recipe)
@@ -294,8 +297,10 @@ def main(argv=None) -> int:
             f"stars; at least {MIN_TRAINING_STARS} and 1 are needed"
         )
     log = setup_logging(SCRIPT, args.log or args.output / "train.log")
-    made_by = provenance(SCRIPT, argv, [args.input, args.recipe], args.release)
-    chosen = {"recipe": dataclasses.asdict(recipe), "training_data": identity(args.input)}
+    # They are read to their ends, and may change from now on: the results say what was read.
+    made_by = dict(provenance(SCRIPT, argv, seen, args.release))
+    identity = seen[0].entry["identity"]
+    chosen = {"recipe": dataclasses.asdict(recipe), "training_data": identity}
     if args.parallax_scale:
         chosen["parallax_scale"] = args.parallax_scale
     settings = json.dumps(chosen, sort_keys=True)

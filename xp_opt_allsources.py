@@ -18,7 +18,9 @@ which; outputs of the other are made again.
 
 A star without a usable spectrum, or whose solution has no proper covariance, has NaN parameters and
 is flagged; none is left out. When it fails: the summary and the log name each bad shard and what to
-do; run the same command again and only the missing ones are made.
+do; run the same command again and only the missing ones are made. Results of an older model are
+made again. A run of some shards alone, by another model than the others' results are of, is
+refused (--allow-mixed-models); a model that is replaced meanwhile fails the shards that are left.
 Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
 """
 
@@ -28,17 +30,19 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ShardError, UsageError
-from pipeline.provenance import provenance
+from pipeline.provenance import made_from, provenance, see
 from pipeline.read import open_shard
 from pipeline.run import run_shards, setup_logging, usage_exit
 from pipeline.schema import MODEL_FILE, Layout, flags, inferred_columns, resolved
 from pipeline.select import (
     add_release_argument,
     add_shard_arguments,
+    list_fids,
     number,
     select_fids,
     shard_path,
     step_parser,
+    whole_array,
 )
 from pipeline.write import ShardWriter
 
@@ -81,6 +85,11 @@ def parse_args(argv=None):
         help="shards at once: on a GPU, 2 or 3 keep it busy while others are read, sorted and "
         "written; default: 1",
     )
+    parser.add_argument(
+        "--allow-mixed-models",
+        action="store_true",
+        help="make some shards though the others keep the results of another model",
+    )
     return parser.parse_args(argv)
 
 
@@ -104,6 +113,34 @@ def check_input(reader, trained, layout):
         )
 
 
+def require_one_model(args, fids, model, log):
+    """UsageError where the run would begin to mix models: it leaves out shards whose results are of
+    others, and none of those is of this one.
+
+    Where some are, another run began: this one goes on with it, which is said. A whole Slurm array
+    leaves out nothing.
+    """
+    left_out = set(list_fids(args.data_dir, INPUT)) - set(fids)
+    if not left_out or whole_array(args):
+        return
+    ours = model.entry["identity"]
+    there = sorted(left_out & set(list_fids(args.data_dir, OUTPUT)))
+    models = {fid: made_from(shard_path(args.data_dir, OUTPUT, fid), MODEL_FILE) for fid in there}
+    others = [fid for fid in there if models[fid] not in (None, ours)]
+    if not others:
+        return
+    said = (
+        f"{args.data_dir}: {len(others)} shards that this run leaves out have results of another "
+        f"model ({others[0]}: {models[others[0]]}) than {model.path} ({ours}): run"
+    )
+    if ours not in models.values() and not args.allow_mixed_models:
+        raise UsageError(
+            f"{said} all shards, as one command or a whole Slurm array, or use the former model; "
+            "or give --allow-mixed-models"
+        )
+    log.warning("%s them again too", said)
+
+
 def parallaxes_used(args, trained, log) -> str:
     """USED, or why parallaxes are left out, which is logged."""
     scale = trained.parallax_scale
@@ -115,8 +152,11 @@ def parallaxes_used(args, trained, log) -> str:
     return f"left out: the model was trained on {scale}"
 
 
-def make_shard(fid, output, *, args, solver, trained, argv, parallaxes):
-    """Write the output of one shard; returns {what: number of stars} for the log."""
+def make_shard(fid, output, *, args, solver, trained, model, argv, parallaxes):
+    """Write the output of one shard; returns {what: number of stars} for the log.
+
+    model: the file of `trained`, as it was `Seen` before it was loaded.
+    """
     from fitting.catalogue import infer
     from fitting.observed import without_parallax
 
@@ -125,7 +165,7 @@ def make_shard(fid, output, *, args, solver, trained, argv, parallaxes):
     datasets = resolved(OUTPUT, layout)
     copied = [name for name in datasets if name not in inferred_columns(layout.labels)]
     source = shard_path(args.data_dir, INPUT, fid)
-    made_by = provenance(SCRIPT, argv, [source, args.model / MODEL_FILE], release)
+    made_by = provenance(SCRIPT, argv, [source, model], release)
     counters = {flag.name: 0 for flag in bits}
     fine = ("xp_fine",) if len(trained.stellar.fine_wavelengths) else ()
     with open_shard(args.data_dir, INPUT, fid, release) as reader:
@@ -162,7 +202,9 @@ def main(argv=None) -> int:
     from model import device_kind, set_threads  # TensorFlow takes seconds to load
 
     set_threads(args.threads)
+    model = see(model_file)
     trained = load_model(model_file, args.release)
+    require_one_model(args, fids, model, log)
     parallaxes = parallaxes_used(args, trained, log)
     kind = device_kind()
     solver = StarSolver(trained.stellar, args.batch_size or BATCH_STARS[kind])
@@ -171,7 +213,7 @@ def main(argv=None) -> int:
         SCRIPT,
         args,
         fids,
-        inputs_of=lambda fid: [shard_path(args.data_dir, INPUT, fid), model_file],
+        inputs_of=lambda fid: [shard_path(args.data_dir, INPUT, fid), model],
         output_of=lambda fid: shard_path(args.data_dir, OUTPUT, fid),
         process=lambda fid, output, log: make_shard(
             fid,
@@ -179,6 +221,7 @@ def main(argv=None) -> int:
             args=args,
             solver=solver,
             trained=trained,
+            model=model,
             argv=argv,
             parallaxes=parallaxes,
         ),

@@ -39,7 +39,8 @@ from pipeline.run import usage_exit
 from pipeline.schema import MODEL_FILE, Layout, load_release, resolved
 from pipeline.select import list_fids, shard_path
 from pipeline.spectra_shards import Form
-from pipeline.write import ShardWriter, write_text
+from pipeline.whole_files import write_text
+from pipeline.write import ShardWriter
 from pipeline.xp_basis import load_xp_basis
 from xp_utils import sampled_columns
 

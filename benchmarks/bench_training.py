@@ -25,7 +25,8 @@ from bench_sky import measured
 from pipeline.read import ShardReader
 from pipeline.run import usage_exit
 from pipeline.schema import LabelSet, Layout, load_release, resolved
-from pipeline.write import ShardWriter, write_text
+from pipeline.whole_files import write_text
+from pipeline.write import ShardWriter
 
 TARGET_GB = 2.5
 SHORT = {

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.errors import UsageError
 from pipeline.read import ShardReader, join_rows
 from pipeline.schema import MODEL_FILE, load_release
-from pipeline.write import write_text
+from pipeline.whole_files import write_text
 
 DEFAULT_MODEL = ROOT / "demo/run/model"
 DEFAULT_TRAINING_DATA = ROOT / "demo/run/training_data.h5"

@@ -9,6 +9,7 @@ import csv
 import itertools
 import re
 from collections import deque
+from functools import partial
 
 import numpy as np
 
@@ -30,18 +31,19 @@ from pipeline.usual_rows import available as has_usual_rows
 CHUNK_ROWS = 768  # 30 MB of text, 10 MB of numbers
 FIELD_BYTES = 1 << 20  # longest cell; the correlations of a band take 20 kB
 MOST_LINES = 10_000  # of one row
+MOST_BYTES = 1 << 25  # of a line, and of a row: an archive's takes 150 kB
 DELIMITERS = (",", "\t", ";", "|", " ")
 CLOSING = b"])}"
 BOM = "\ufeff"
 DELIMITER_WORDS = re.compile(r"#\s*delimiter:\s*['\"]?(.)['\"]?")
 
 
-def read_head(file, wanted) -> tuple[list[str], int, str]:
+def read_head(file, wanted, path="a file") -> tuple[list[str], int, str]:
     """Column names, number of lines of the head, and the delimiter: the first by which there is a
     column of the name `wanted`, else a comma."""
     n_lines, line = 0, "#"
     while line.startswith("#") or (line and not line.strip()):
-        raw = file.readline()
+        raw = read_line(file, path)
         n_lines += bool(raw)
         line = raw.decode("utf-8", "replace").lstrip(BOM)
         if not raw:
@@ -51,6 +53,17 @@ def read_head(file, wanted) -> tuple[list[str], int, str]:
         if wanted.lower() in map(str.lower, names):
             return names, n_lines, mark
     return [name.strip() for name in next(csv.reader([line]), [])], n_lines, ","
+
+
+def read_line(file, path) -> bytes:
+    """The next line of an open file; ShardError where it does not end within MOST_BYTES."""
+    line = file.readline(MOST_BYTES)
+    if len(line) == MOST_BYTES:
+        raise ShardError(
+            f"{path}: a line of more than {MOST_BYTES >> 20} MB, which is no row of spectra; fetch "
+            "the file again"
+        )
+    return line
 
 
 def split_cells(line, delimiter=",") -> list[str] | None:
@@ -70,11 +83,11 @@ def records(file, number, is_row, path):
     Blank lines are passed over. Raises ShardError where the file ends within a row.
     """
     ahead = deque()  # lines that were looked at already
-    while line := ahead.popleft() if ahead else file.readline():
+    while line := ahead.popleft() if ahead else read_line(file, path):
         n_lines = 1
         last = line.rfind(b'"')  # of most rows it closes an array, and they are whole
         if last >= 0 and line[last - 1] not in CLOSING and ends_within_quotes(line):
-            lines = _lines_of_row(line, ahead, file, is_row)
+            lines = _lines_of_row(line, ahead, partial(read_line, file, path), is_row)
             n_lines, line = len(lines), b"".join(lines)
         if not line.endswith(b"\n") and not is_row(line):
             raise ShardError(
@@ -93,16 +106,17 @@ def ends_within_quotes(line) -> bool:
     return odd
 
 
-def _lines_of_row(line, ahead, file, is_row) -> list[bytes]:
+def _lines_of_row(line, ahead, read, is_row) -> list[bytes]:
     """The lines of a row whose first one ends within quotes; that alone where they are no row."""
-    lines, looked = [line], 0
-    while len(lines) < MOST_LINES:
+    lines, looked, n_bytes = [line], 0, len(line)
+    while len(lines) < MOST_LINES and n_bytes < MOST_BYTES:
         if looked == len(ahead):
-            following = file.readline()
+            following = read()
             if not following:
                 break
             ahead.append(following)
         following, looked = ahead[looked], looked + 1
+        n_bytes += len(following)
         whole = not ends_within_quotes(following)
         if whole and is_row(following):
             break
@@ -124,7 +138,7 @@ class CsvSpectra:
         csv.field_size_limit(FIELD_BYTES)
         self._file, self._path, self._release = file, path, release
         id_name = release.spectra.names.get("source_id", "source_id")
-        names, self._n_head, self._delimiter = read_head(file, id_name)
+        names, self._n_head, self._delimiter = read_head(file, id_name, path)
         self.columns, self.left_out = plan_columns(path, names, release)
         self.account = Account(path, self.columns, release)
         self._n_cells, self._id_place = len(names), self.columns["source_id"].place

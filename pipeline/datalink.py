@@ -27,7 +27,7 @@ from pipeline.spectra_plan import OtherReleaseError
 from pipeline.spectra_tables import spectra_in
 from pipeline.tap_answer import BadAnswerError
 from pipeline.tap_service import PassingError, TapService, first_words
-from pipeline.write import whole_file
+from pipeline.whole_files import whole_file
 
 REQUEST = "request.json"  # in a kept zip; no ending of a file of spectra
 READ_BYTES = 1 << 20

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.datalink import Answer, DataLink, read_kept
 from pipeline.errors import ShardError, UsageError
 from pipeline.run import map_threads
-from pipeline.write import remove_dead_temporaries
+from pipeline.whole_files import remove_dead_temporaries
 
 KEY = 16  # characters, in the name of an answer
 FOLDER = "xp_datalink"  # in the data directory

@@ -4,7 +4,7 @@ import csv
 import io
 
 from pipeline.datalink_batches import FAILED
-from pipeline.write import write_text
+from pipeline.whole_files import write_text
 
 LACKING = "not_received.csv"
 NO_ID = "no id"

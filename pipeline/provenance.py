@@ -15,6 +15,7 @@ from pathlib import Path
 
 import h5py
 
+from pipeline.content import require_heaps
 from pipeline.errors import ShardError
 from pipeline.read import HDF5_ERRORS, check_whole
 from pipeline.schema import FILES, KINDS
@@ -52,14 +53,50 @@ def identity(path) -> str:
     A file of ours: its `content_id`, which survives copying. A foreign or damaged one: size and
     mtime (copy those with `cp -p` or `rsync -a`). ShardError where there is no such file.
     """
-    with contextlib.suppress(*HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
+    with contextlib.suppress(ShardError, *HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
+        require_heaps(file, path)
         if "content_id" in file.attrs:
             return f"content {file.attrs['content_id']}"
+    size, mtime, _ = _stamp(path)
+    return f"size {size} mtime {mtime}"
+
+
+def _stamp(path) -> tuple:
+    """What changes whenever a file is written or replaced; ShardError where there is none."""
     try:
         stat = os.stat(path)
     except OSError as error:
         raise ShardError(f"{path}: input not found ({error.strerror})") from error
-    return f"size {stat.st_size} mtime {stat.st_mtime_ns}"
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A file as it was before it was read: see `see`. entry: what outputs record of it."""
+
+    path: Path
+    entry: dict
+    stamp: tuple
+
+    def require_unchanged(self):
+        """ShardError where the file has another content now, or is gone."""
+        if _stamp(self.path) != self.stamp and identity(self.path) != self.entry["identity"]:
+            raise ShardError(
+                f"{self.path}: was replaced or changed while it was in use: run the same command "
+                "again, when it stays as it is"
+            )
+
+
+def see(path) -> Seen:
+    """A file as it is now, to be asked for before it is read; what is `Seen` already stays so.
+
+    ShardError where there is no such file.
+    """
+    if isinstance(path, Seen):
+        return path
+    stamp = _stamp(path)
+    entry = {"name": Path(path).name, "identity": identity(path), "size": stamp[0]}
+    return Seen(Path(path), entry, stamp)
 
 
 def _input_entries(inputs) -> list[dict]:
@@ -67,15 +104,12 @@ def _input_entries(inputs) -> list[dict]:
 
     HDF5 attributes hold at most 64 kB, and one file may be made from 17,000.
     """
-    entries = [
-        {"name": Path(path).name, "identity": identity(path), "size": os.stat(path).st_size}
-        for path in inputs
-    ]
-    if len(entries) <= MOST_INPUTS:
-        return entries
+    seen = [see(one) for one in inputs]
+    if len(seen) <= MOST_INPUTS:
+        return [one.entry for one in seen]
     folders = {}
-    for path, entry in zip(inputs, entries, strict=True):
-        folders.setdefault(Path(path).parent.name, []).append(entry)
+    for one in seen:
+        folders.setdefault(one.path.parent.name, []).append(one.entry)
     return [
         {
             "name": f"{folder} ({len(group)} files)",
@@ -86,15 +120,34 @@ def _input_entries(inputs) -> list[dict]:
     ]
 
 
-def provenance(script: str, argv, inputs, release=None) -> dict:
+class MadeBy(dict):
+    """Attributes of an output, which know the files that it is made from."""
+
+    def __init__(self, attrs, inputs):
+        super().__init__(attrs)
+        self._inputs = inputs
+
+    def require_unchanged(self):
+        """ShardError where an input is not what it was when it was seen."""
+        for one in self._inputs:
+            one.require_unchanged()
+
+
+def provenance(script: str, argv, inputs, release=None) -> MadeBy:
     """Attributes of an output: script, version, time, command line, inputs, package versions.
 
-    argv: list of arguments (None: those of this process); inputs: paths of the files read;
-    release: the data release that the content is of.
+    To be asked for before the inputs are read, as their identities are those of now. argv: list of
+    arguments (None: those of this process); inputs: paths of the files to be read, or as they were
+    `Seen` before they were; release: the data release that the content is of. ShardError where one
+    has changed since it was seen.
     """
+    for one in inputs:
+        if isinstance(one, Seen):
+            one.require_unchanged()
+    inputs = [see(one) for one in inputs]
     arguments = sys.argv[1:] if argv is None else argv
     of_release = {} if release is None else {"release": release.name}
-    return of_release | {
+    attrs = of_release | {
         "script": script,
         "version": project_version(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,6 +155,16 @@ def provenance(script: str, argv, inputs, release=None) -> dict:
         "inputs": json.dumps(_input_entries(inputs)),
         "packages": _package_versions(),
     }
+    return MadeBy(attrs, inputs)
+
+
+def made_from(path, name) -> str | None:
+    """Identity of the input of that name that a file records; None where it records none."""
+    with contextlib.suppress(ShardError, *HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
+        require_heaps(file, path)
+        entries = json.loads(file.attrs.get("inputs", "[]"))
+        return next((e["identity"] for e in entries if e["name"] == name), None)
+    return None
 
 
 # ---- state of an output ----------------------------------------------------------------------
@@ -122,10 +185,11 @@ class State:
     reason: str = ""
 
 
-def output_state(path, inputs=(), kind=None, settings=None) -> State:
-    """State of an output made from the files `inputs`; kind: a key of `schema.FILES`, by default
-    the one that it says, else that of the folder it is in; settings: {attribute: what it is now},
-    which an output that has the attribute must agree with.
+def output_state(path, inputs=(), kind=None, settings=None, deep=False) -> State:
+    """State of an output made from the files `inputs` (paths, or `Seen`); kind: a key of
+    `schema.FILES`, by default the one that it says, else that of the folder it is in; settings:
+    {attribute: what it is now}, which an output that has the attribute must agree with; deep: all
+    of it is read and compared with what was written.
 
     ABSENT: not there. PARTIAL: not whole (see `check_whole`). STALE: it is of another kind or
     format, or an input's identity, the set of inputs, or a setting is not the recorded one. Raises
@@ -134,7 +198,7 @@ def output_state(path, inputs=(), kind=None, settings=None) -> State:
     if not Path(path).exists():
         return State(Status.ABSENT)
     try:
-        attrs = check_whole(path)
+        attrs = check_whole(path, deep)
     except ShardError as error:
         return State(Status.PARTIAL, str(error))
     said = attrs.get("kind")

@@ -10,7 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.errors import ShardError
+from pipeline import content
+from pipeline.errors import ShardError, unreadable
+from pipeline.own_content import require_own
 from pipeline.schema import FILES, KINDS, Layout, resolved
 from pipeline.select import shard_path
 from pipeline.xp_basis import load_xp_basis
@@ -19,13 +21,22 @@ MOST_GAP = 8  # rows between two wanted ones that are read rather than skipped
 CACHE_BYTES = 1 << 25  # per dataset read: foreign files may hold large or column-wise chunks
 # Kinds of dtype that a declared one (f, i, u, b, S) may be read from.
 KINDS_READ_AS = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "S": "SO"}
-HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
+# What h5py raises on damaged files.
+HDF5_ERRORS = (
+    OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, ArithmeticError,
+    MemoryError,
+)  # fmt: skip
 
 
 def _open(path: Path) -> h5py.File:
-    if not path.exists():
-        raise ShardError(f"{path}: not found")
-    if path.is_file() and path.stat().st_size == 0:
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: not found") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if empty:
         raise ShardError(f"{path}: empty file (0 bytes); delete it and fetch or make it again")
     try:
         return h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
@@ -40,7 +51,8 @@ class ShardReader:
 
     `n_rows`, `columns` (root-level datasets) and `attrs` are read on opening. With an `id_column`
     (given, or recorded in the file) all datasets must have as many rows as it has. names: {our
-    name of a dataset: a foreign file's}, where they differ.
+    name of a dataset: a foreign file's}, where they differ. A file of ours must be as it was
+    written, but for the values of its datasets (`verify`): see pipeline/content.py.
     """
 
     def __init__(self, path, id_column=None, names=None):
@@ -55,6 +67,9 @@ class ShardReader:
 
     def _inspect(self, id_column):
         try:
+            content.require_heaps(self._file, self.path)
+            require_own(self._file, self.path)
+            self._digests = content.read_seal(self._file, self.path)
             self.attrs = {key: self._file.attrs[key] for key in self._file.attrs}
             ours = {their: our for our, their in self._theirs.items() if our not in self._file}
             items = {ours.get(name, name): self._file[name] for name in self._file}
@@ -68,7 +83,8 @@ class ShardReader:
         self.id_column = id_column or self.attrs.get("id_column")
         self.n_rows = None
         if self.id_column is not None:
-            self._require(self.id_column)
+            if self.id_column not in self._shapes:
+                self._refuse_absent(self.id_column)
             self.n_rows = self._shapes[self.id_column][0] if self._shapes[self.id_column] else 0
             odd = {k: s for k, s in self._shapes.items() if not s or s[0] != self.n_rows}
             if odd:
@@ -100,8 +116,11 @@ class ShardReader:
 
     def _require(self, name):
         if not self.has(name):
-            found = ", ".join(self.columns) or "none"
-            raise ShardError(f"{self.path}: no dataset {name}; found: {found}")
+            self._refuse_absent(name)
+
+    def _refuse_absent(self, name):
+        found = ", ".join(self.columns) or "none"
+        raise ShardError(f"{self.path}: no dataset {name}; found: {found}")
 
     def has(self, name) -> bool:
         """Whether there is a dataset or group, by our name or by a path within the file."""
@@ -119,7 +138,27 @@ class ShardReader:
                 f"(checksum or truncation; {error}); make the file again (--overwrite) or fetch it"
             ) from error
         array = np.asarray(array)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if self._digests is not None and data.chunks is None:  # so it has no checksum
+            self._require_digest(name, data, array)
+        return array
+
+    def _require_digest(self, name, data, array):
+        if array.shape == data.shape:
+            found = content.digest_of_array(array)
+            content.require_digest(found, self._digests, data.name.lstrip("/"), self.path)
+
+    def verify(self):
+        """ShardError where a dataset does not hold what was written into it; all is read."""
+        for name, data in content.datasets_of(self._file).items():
+            try:
+                found = content.digest_of_dataset(data)
+            except HDF5_ERRORS as error:
+                raise ShardError(
+                    f"{self.path}: dataset {name} cannot be read (checksum or truncation; "
+                    f"{error}); make the file again (--overwrite) or fetch it"
+                ) from error
+            content.require_digest(found, self._digests, name, self.path)
 
     def read_rows(self, name, rows) -> np.ndarray:
         """The given rows (n,), increasing; rows far from all of them are not read."""
@@ -163,11 +202,16 @@ class ShardReader:
         self._check_format(FILES[said if said in FILES else datasets.kind].format)
         for name, data in datasets.items():
             if name not in self._shapes:
+                if name in self._items:
+                    raise ShardError(
+                        f"{self.path}: {name} is no dataset, but a {_sort_of(self._items[name])}; "
+                        f"expected {data.dtype} and {data.shape} a row: make or fetch it again"
+                    )
                 if data.optional or "script" not in self.attrs:
                     continue
                 self._require(name)
-            found, dtype = self._shapes[name][1:], self._items[name].dtype
-            if found != data.shape or dtype.kind not in KINDS_READ_AS[np.dtype(data.dtype).kind]:
+            found, dtype = self._shape_of_rows(name), self._items[name].dtype
+            if found != data.shape or not _is_read_as(dtype, np.dtype(data.dtype)):
                 raise ShardError(
                     f"{self.path}: {name} is {dtype} with rows of shape {found}, expected "
                     f"{data.dtype} and {data.shape}: make or fetch the file again, or give "
@@ -183,11 +227,15 @@ class ShardReader:
                 f"now {expected}): make it again with that script and --overwrite"
             )
 
+    def _shape_of_rows(self, name):
+        shape = self._shapes[name]
+        return None if not shape else shape[1:]
+
     def _check_unit(self, name, expected):
         found = self._items[name].attrs.get("units")
-        if found is None or expected is None or "script" not in self.attrs:
+        if found is None or expected is None:
             return
-        if str(found).replace(" ", "") != expected.replace(" ", ""):
+        if _is_other_unit(str(found), expected, strict="script" in self.attrs):
             raise ShardError(
                 f"{self.path}: {name} is in {found}, expected {expected}: make the file again"
             )
@@ -195,27 +243,56 @@ class ShardReader:
     def source_id(self) -> np.ndarray:
         """(N,) int64 ids, in the file's order; ShardError where they are not unique integers."""
         ids = self.read(self.id_column)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        if ids.ndim != 1 or ids.dtype != np.int64:
             raise ShardError(
                 f"{self.path}: {self.id_column} is {ids.dtype} of shape {ids.shape}, "
-                "expected one integer per row"
+                "expected one integer per row, of 64 bits (int64): write the ids so"
             )
-        ids = ids.astype(np.int64)
         require_unique(ids, f"{self.path}: {self.id_column}")
         return ids
+
+
+def _sort_of(item) -> str:
+    return "group" if isinstance(item, h5py.Group) else "named type"
+
+
+def _is_read_as(found, declared) -> bool:
+    """Whether a dataset of a dtype is read as one that is declared: numbers as numbers, no enum or
+    reference among them."""
+    if found.kind == "O":
+        return declared.kind == "S" and h5py.check_string_dtype(found) is not None
+    if found.kind in "iu" and h5py.check_enum_dtype(found) is not None:
+        return False
+    return found.kind in KINDS_READ_AS[declared.kind]
+
+
+def _is_other_unit(found, expected, strict) -> bool:
+    """Whether a unit, as it is written, is another one; strict: what is no unit is another."""
+    if found.replace(" ", "") == expected.replace(" ", ""):
+        return False
+    from astropy.units import Unit  # takes a while to load
+
+    try:
+        return Unit(found) != Unit(expected)
+    except (ValueError, TypeError):
+        return strict
 
 
 def id_hash(ids) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()
 
 
-def check_whole(path) -> dict:
+def check_whole(path, deep=False) -> dict:
     """Attributes of a file of ours; ShardError where it is not whole.
 
-    Whole: opens, carries the marker, its datasets have the recorded number of rows and its ids
-    the recorded hash. The checksums of the other datasets are verified when they are read.
+    Whole: opens, carries the marker, what it says of itself and of its datasets is what was written
+    (`content.read_seal`), its datasets have the recorded number of rows and its ids the recorded
+    hash. The checksums of the other datasets are verified when they are read, or where it is deep:
+    then all is read, and compared with what was written.
     """
     with ShardReader(path) as reader:
+        if deep:
+            reader.verify()
         attrs = reader.attrs
         if not attrs.get("complete", False):
             raise ShardError(f"{path}: no marker of completeness; not a finished file of ours")
@@ -231,8 +308,12 @@ def check_whole(path) -> dict:
 
 
 def read_arrays(path):
-    """({name: array}, attributes) of a file of arrays, as `write_arrays` makes it."""
+    """({name: array}, attributes) of a file of arrays, as `write_arrays` makes it.
+
+    ShardError where they are not what was written.
+    """
     with ShardReader(path) as reader:
+        reader.verify()
         return {name: reader.read(name) for name in reader.columns}, reader.attrs
 
 
@@ -280,7 +361,12 @@ def open_shard(data_dir, kind, fid, release) -> ShardReader:
     reader = ShardReader(path, KINDS[kind].id_column(release), names)
     try:
         reader.require_release(release)
-    except ShardError:
+        if "script" in reader.attrs:  # of what others made, what is read is checked
+            said = reader.attrs.get("kind")
+            held = said if said == "sampled" and kind == "xp" else kind
+            datasets = resolved(held, Layout(release))
+            reader.check(datasets.only([name for name in datasets if reader.has(name)]))
+    except BaseException:
         reader.close()
         raise
     return reader

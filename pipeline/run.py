@@ -1,8 +1,10 @@
-"""The loop over shards: log, progress, failures, outcome."""
+"""The loop over shards: log, progress, failures, signals, outcome."""
 
 import contextlib
 import functools
 import logging
+import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -11,10 +13,31 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.errors import ShardError, UsageError
+from pipeline import signals
+from pipeline.errors import (
+    CLOSED,
+    FULL,
+    ShardError,
+    UsageError,
+    WriteError,
+    forbidden,
+    shortened,
+    unwritable,
+)
 from pipeline.provenance import Status, output_state, project_version
 from pipeline.read import ShardReader
 from pipeline.select import chosen_partition
+from pipeline.whole_files import remove_dead_temporaries
+
+MOST_FAILED = 20  # reasons of failures in a summary; the log has all
+NAMED_FIDS = 4  # shards in it of each reason
+_log = None  # of the run, for what ends it
+
+
+def say(text, stream=None):
+    """A line for the terminal; nothing where it goes to a disk that is full, or a closed pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        tqdm.write(text, file=stream or sys.stderr)
 
 
 class _TerminalHandler(logging.Handler):
@@ -22,7 +45,23 @@ class _TerminalHandler(logging.Handler):
 
     def emit(self, record):
         if record.levelno >= logging.WARNING or getattr(record, "summary", False):
-            tqdm.write(record.getMessage(), file=sys.stderr)
+            say(record.getMessage())
+
+
+class _FileHandler(logging.FileHandler):
+    """The log's file; where it cannot be written the terminal says so, once."""
+
+    failed = False
+
+    def handleError(self, record):  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not self.failed and isinstance(error, OSError):
+            self.failed = True
+            say(f"{self.baseFilename}: the log is not complete: {unwritable('it', error)}")
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def setup_logging(script: str, log_file=None, args=None) -> logging.Logger:
@@ -36,7 +75,7 @@ def setup_logging(script: str, log_file=None, args=None) -> logging.Logger:
         log_file = Path(getattr(args, "data_dir", "data")) / "logs" / f"{script}{suffix}.log"
     try:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(log_file)
+        to_file = _FileHandler(log_file)
     except OSError as error:
         raise UsageError(f"{log_file}: the log cannot be written ({error}); give --log") from error
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -48,6 +87,8 @@ def setup_logging(script: str, log_file=None, args=None) -> logging.Logger:
     log.addHandler(_TerminalHandler())
     log.setLevel(logging.INFO)
     log.propagate = False
+    global _log
+    _log = log
     return log
 
 
@@ -67,9 +108,20 @@ def collect_failure(fid, failed: dict, log, fatal=()):
     except fatal:
         raise
     except Exception as error:
-        failed[fid] = str(error) if isinstance(error, ShardError) else repr(error)
+        failed[fid] = reason_of(error)
         log.error("%s: failed: %s", fid, failed[fid])
         log.info("traceback of %s", fid, exc_info=True)
+
+
+def reason_of(error) -> str:
+    """Why something failed, in one line."""
+    if isinstance(error, ShardError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return str(unwritable(error.filename or "a file", error))
+    if isinstance(error, OSError) and error.errno in CLOSED:
+        return str(forbidden(error.filename or "a file", error))
+    return " ".join(repr(error).split())
 
 
 def _require_release(output, args):
@@ -81,9 +133,11 @@ def _require_release(output, args):
 
 def _run_one(fid, args, inputs_of, output_of, process, log, kind, settings) -> tuple[str, dict]:
     """Outcome ("done" or "already complete") and counters of one shard."""
+    signals.check()
     output, began = output_of(fid), time.monotonic()
     if not args.overwrite:
-        state = output_state(output, inputs_of(fid), kind, settings)
+        deep = getattr(args, "check", False)
+        state = output_state(output, inputs_of(fid), kind, settings, deep)
         if state.status is Status.COMPLETE:
             _require_release(output, args)
             return "already complete", {}
@@ -135,7 +189,8 @@ def run_shards(
     shard: already complete (skipped unless args.overwrite); absent, partial or stale (made, the
     last two with a warning that tells why); failed (any exception: logged with its traceback in
     the log file; the others go on). A UsageError, with which no shard can be made, ends the run.
-    Returns 0 where all are done, 1 where some failed, 130 where interrupted from the keyboard.
+    Returns 0 where all are done, 1 where some failed, 128 and its number where a signal ended the
+    run: the shards under way are given up, and the summary says what was done.
 
     kind: of the outputs (a key of `schema.FILES`), where their folder does not say it.
     settings: {attribute: value} that the outputs are written with; one of another is made again.
@@ -144,7 +199,8 @@ def run_shards(
     """
     log = log or setup_logging(script, args.log, args)
     log.info("%s %s: %d shards selected", script, project_version(), len(fids))
-    outcomes, totals, failed = Counter(), Counter(), {}
+    outcomes, totals, failed, ended = Counter(), Counter(), {}, None
+    _prepare_folders({output_of(fid).parent for fid in fids})
 
     def work(fid):
         with collect_failure(fid, failed, log, fatal=UsageError):
@@ -156,28 +212,104 @@ def run_shards(
         for outcome, counters in filter(None, results):
             outcomes[outcome] += 1
             totals.update(counters)
-    except KeyboardInterrupt:
-        log.warning("%s: interrupted; run again to go on where it stopped", script)
-        return 130
+    except KeyboardInterrupt as error:
+        ended = error
     done = f"{outcomes['done']} done, {outcomes['already complete']} already complete"
-    reasons = "; ".join(f"{fid} ({reason})" for fid, reason in failed.items())
+    reasons = f": {reasons_of(failed)}" if failed else ""
     counted = "".join(f"\n  {name}: {value}" for name, value in totals.items())
-    message = f"{script}: {done}, {len(failed)} failed{': ' + reasons if failed else ''}{counted}"
+    message = f"{script}: {done}, {len(failed)} failed{reasons}{counted}"
+    if ended is not None:
+        left = len(fids) - outcomes.total() - len(failed)
+        message += f"\n{script}: {_ended_by(ended)}, {left} shards not made: {AGAIN}"
     log.info(message, extra={"summary": True})
-    return 1 if failed else 0
+    return status_of(ended) if ended is not None else 1 if failed else 0
 
 
-def usage_exit(main):
-    """Decorate a script's `main`: UsageError and ShardError become one line and status 2."""
+AGAIN = "run the same command again, which goes on from there"
+
+
+def _prepare_folders(folders):
+    """Clear away what killed runs left in the folders of outputs. UsageError where one cannot be
+    made or written to: no shard could be made."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in FULL:
+                continue  # each shard says so, and may find room
+            raise UsageError(str(unwritable(folder, error))) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"{folder}: no permission to write there: ask its owner, or give another --data-dir"
+            )
+        remove_dead_temporaries(folder)
+
+
+def reasons_of(failed) -> str:
+    """The failures of shards, {fid: reason}, in a summary: those of one reason together."""
+    of_reason = {}
+    for fid, reason in failed.items():
+        of_reason.setdefault(reason, []).append(fid)
+    said = [f"{shortened(fids, NAMED_FIDS)} ({reason})" for reason, fids in of_reason.items()]
+    more = f"; and {len(said) - MOST_FAILED} more, see the log" if len(said) > MOST_FAILED else ""
+    return "; ".join(said[:MOST_FAILED]) + more
+
+
+def _ended_by(error) -> str:
+    """What ended a run, in words."""
+    number = getattr(error, "number", signal.SIGINT)
+    return f"ended by {signal.Signals(number).name}"
+
+
+def status_of(error) -> int:
+    """Exit status of a run that a signal ended, as of a process that it killed."""
+    return 128 + getattr(error, "number", signal.SIGINT)
+
+
+def usage_exit(main=None, *, again=AGAIN):
+    """Decorate a script's `main`: what ends it becomes one line, in the log too, and a status.
+
+    UsageError and ShardError: 2; WriteError, and a full disk: 1; a signal: 128 and its number, and
+    the line says what to do `again`.
+    """
+    if main is None:
+        return functools.partial(usage_exit, again=again)
 
     @functools.wraps(main)
     def wrapped(argv=None) -> int:
+        global _log
+        _log = None
         try:
-            return main(argv)
+            with signals.raised():
+                return main(argv)
         except ShardError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 2
-        except KeyboardInterrupt:
-            return 130
+            return _end(f"error: {error}", 1 if isinstance(error, WriteError) else 2)
+        except KeyboardInterrupt as error:
+            return _end(f"{_ended_by(error)}: {again}", status_of(error))
+        except OSError as error:
+            if error.errno not in FULL + CLOSED:
+                raise
+            return _end(f"error: {reason_of(error)}", 1 if error.errno in FULL else 2)
+        finally:
+            _flush()
 
     return wrapped
+
+
+def _end(line, status) -> int:
+    """Say why a run ends, on the terminal and in the log's file; the status."""
+    say(line)
+    if _log is not None:
+        _log.info("%s", line)
+    return status
+
+
+def _flush():
+    """Have what was printed written, or given up: Python's own attempt at the end would fail too,
+    and change the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.errors import ShardError, UsageError
+from pipeline.errors import ShardError, UsageError, shortened
 from pipeline.schema import COSTS, DEFAULT_RELEASE, FILES, KINDS, describe, load_release
 
 PARTS = "XPFWD_PARTS"  # variable of the environment: as --parts
@@ -125,6 +125,11 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shards", nargs="+", metavar="FID", help="handle only these shards")
     parser.add_argument("--overwrite", action="store_true", help="make finished shards again")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read finished shards whole, and make those again that do not hold what was written",
+    )
     parser.add_argument("--log", type=Path, help="default: DATA_DIR/logs/SCRIPT[_part].log")
 
 
@@ -162,6 +167,13 @@ def chosen_partition(args) -> tuple[int, int] | None:
     return n, k
 
 
+def whole_array(args) -> bool:
+    """Whether this is a task of a Slurm array that does all parts."""
+    tasks, part = os.environ.get("SLURM_ARRAY_TASK_COUNT", ""), chosen_partition(args)
+    by_slurm = getattr(args, "partition", None) is None and not args.shards
+    return by_slurm and part is not None and tasks.isdigit() and int(tasks) >= part[0]
+
+
 def named_fids(args, kind) -> list[str]:
     """The fids of a kind that --shards names, by default all.
 
@@ -174,7 +186,7 @@ def named_fids(args, kind) -> list[str]:
     if args.shards:
         unknown = sorted(set(args.shards) - set(fids))
         if unknown:
-            raise UsageError(f"--shards {' '.join(unknown)}: not in {folder} (e.g. {fids[0]} is)")
+            raise UsageError(f"--shards {shortened(unknown)}: not in {folder} (e.g. {fids[0]} is)")
         fids = sorted(set(args.shards))
     return fids
 

@@ -1,7 +1,7 @@
 """The conversion of files of spectra into shards: what the tools of step 1 share."""
 
 from pipeline import csv_rows, spectra_files
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shortened
 from pipeline.provenance import provenance
 from pipeline.row_store import folder_beside
 from pipeline.run import run_shards
@@ -25,7 +25,7 @@ def chosen_fids(args, found) -> list[str]:
     """The fids of `found` that --shards and --partition (or Slurm) choose."""
     unknown = sorted(set(args.shards or ()) - set(found))
     if unknown:
-        raise UsageError(f"--shards {' '.join(unknown)}: not among the inputs")
+        raise UsageError(f"--shards {shortened(unknown)}: not among the inputs")
     part = chosen_partition(args)
     fids = sorted(set(args.shards or found))
     return [fid for fid in fids if part is None or partition_of(fid, part[0]) == part[1]]

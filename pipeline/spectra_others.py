@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.errors import ShardError
+from pipeline.provenance import see
 from pipeline.read import ShardReader
 from pipeline.run import collect_failure, progress
 from pipeline.select import list_fids, shard_path
@@ -23,9 +24,9 @@ SORTED = "sorted_by_id"  # attribute of shards that were made of other files tha
 
 @dataclass
 class Others:
-    """Sources of files without a fid in their names. gathered: their rows; files: path of each of
-    its inputs; accounts: what is odd in each; failed: {file: why}; fid (N,): of each row, "" where
-    it is in no shard of this run."""
+    """Sources of files without a fid in their names. gathered: their rows; files: that of each of
+    its inputs, as it was `Seen`; accounts: what is odd in each; failed: {file: why}; fid (N,): of
+    each row, "" where it is in no shard of this run."""
 
     gathered: Gathered
     files: list = field(default_factory=list)
@@ -37,9 +38,9 @@ class Others:
         return np.flatnonzero(self.fid == fid)
 
     def files_of(self, fid) -> list:
-        """Files that sources of a shard are from."""
+        """Files that sources of a shard are from, as they were `Seen`."""
         origins = np.unique(self.gathered.origin[self.rows(fid)])
-        return list(dict.fromkeys(self.files[i] for i in origins))
+        return list({self.files[i].path: self.files[i] for i in origins}.values())
 
 
 def read_others(files, release, log, folder) -> Others:
@@ -49,9 +50,10 @@ def read_others(files, release, log, folder) -> Others:
     for path in progress(files, "reading", unit="file"):
         n_before = len(others.gathered.inputs)
         with collect_failure(path.name, others.failed, log):
+            seen = see(path)
             with faults_of(path), contextlib.closing(spectra_in(path, release)) as sources:
                 for source in sources:
-                    others.files.append(path)
+                    others.files.append(seen)
                     others.accounts.append(source.account)
                     tables = checked_tables(source.tables(), source.account)
                     others.gathered.add(tables, source.account.path)

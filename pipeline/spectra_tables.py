@@ -14,6 +14,7 @@ from astropy.table import Table
 from pipeline.cells import arrays_of_column, numbers_of_column
 from pipeline.csv_rows import CHUNK_ROWS, CsvSpectra
 from pipeline.errors import ShardError
+from pipeline.own_content import require_own
 from pipeline.read import HDF5_ERRORS
 from pipeline.schema import XP_BANDS
 from pipeline.spectra_account import Account
@@ -33,6 +34,7 @@ def spectra_in(path, release):
             yield source
         elif kind == "hdf5":
             with h5py.File(seekable(file), "r") as content:
+                require_own(content, name)
                 yield Hdf5Spectra(content, name, release)
         else:
             tables = _astropy_tables(seekable(file), kind, name)

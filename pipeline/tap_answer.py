@@ -12,11 +12,33 @@ from pipeline.errors import ShardError
 from pipeline.tap_service import PassingError, first_words
 
 ROW_LIMIT_ADVICE = "; give --login and a larger --row-limit"
+MOST_BYTES = 1 << 30  # of an answer, unpacked: that for 65,000 sources takes 40 MB
 TRUE = ("true", "t", "1")  # booleans that come as text
 
 
 class BadAnswerError(PassingError):
     """What was fetched is not a whole VOTable."""
+
+
+def unpacked(data: bytes) -> bytes:
+    """What a gzip stream holds. BadAnswerError where it is broken, ShardError where it is more than
+    MOST_BYTES."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            out = file.read(MOST_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BadAnswerError(f"a broken gzip stream of {len(data)} bytes") from error
+    require_size(out)
+    return out
+
+
+def require_size(data: bytes):
+    """ShardError where a document is larger than any answer."""
+    if len(data) > MOST_BYTES:
+        raise ShardError(
+            f"the answer is larger than {MOST_BYTES >> 20} MB, which no shard's is: refused; is "
+            "--tap-url the archive?"
+        )
 
 
 def parse_answer(data: bytes, row_limit):
@@ -26,10 +48,7 @@ def parse_answer(data: bytes, row_limit):
     were cut: the service says OVERFLOW, or there are `row_limit` of them.
     """
     if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise BadAnswerError(f"a broken gzip stream of {len(data)} bytes") from error
+        data = unpacked(data)
     if not re.search(rb"</(\w+:)?VOTABLE>\s*\Z", data[-64:]):
         kind = "not a VOTable" if b"VOTABLE" not in data[:1000] else "a VOTable cut short"
         raise BadAnswerError(f"{kind}: {first_words(data[:1000])}")

@@ -9,7 +9,7 @@ from pipeline.tap_answer import plain_columns
 from pipeline.tap_jobs import ShardJobs
 from pipeline.tap_question import Column, ask_about
 from pipeline.tap_service import TapService
-from pipeline.write import write_text
+from pipeline.whole_files import write_text
 
 HEAD = "source_id"
 

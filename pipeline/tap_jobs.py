@@ -21,7 +21,7 @@ from astroquery.utils.tap import TapPlus
 from astroquery.utils.tap.model.job import Job
 
 from pipeline.errors import ShardError
-from pipeline.tap_answer import BadAnswerError, parse_answer
+from pipeline.tap_answer import MOST_BYTES, BadAnswerError, parse_answer, require_size
 from pipeline.tap_service import (
     FAULTS,
     LostJobError,
@@ -29,7 +29,7 @@ from pipeline.tap_service import (
     TapService,
     first_words,
 )
-from pipeline.write import remove_dead_temporaries, write_text
+from pipeline.whole_files import remove_dead_temporaries, write_text
 
 OUTPUT_FORMAT = "votable_gzip"  # keeps 64-bit ids exact, and tells where rows were cut
 PHASES_OVER = ("ABORTED", "ERROR", "ARCHIVED")  # IVOA Universal Worker Service 1.1
@@ -177,7 +177,9 @@ class ShardJobs:
         for _ in range(5):
             response = self.service.connection().execute_tapget(context)
             if response.status < 300:
-                return response.read()
+                data = response.read(MOST_BYTES + 1)
+                require_size(data)
+                return data
             context = response.getheader("Location") or ""
         raise PassingError(f"redirected without end to {context}")
 

@@ -22,6 +22,7 @@ from pipeline.select import number
 
 ROW_LIMIT = 3_000_000  # the Gaia archive's, of anonymous asynchronous jobs
 LONGEST_WAIT = 600.0  # s, between two attempts
+FORM = re.compile(rb"<form\b|\bpassword\b", re.IGNORECASE)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -136,7 +137,10 @@ def _accepted(response):
 
 
 def first_words(data: bytes) -> str:
-    """The text of an HTML or XML document, shortened to one line."""
+    """The text of an HTML or XML document, shortened to one line; nothing of a page with a form,
+    which may hold what was sent to it, a password."""
+    if FORM.search(data):
+        return "a web page with a form, perhaps a login, which is not shown"
     text = re.sub(r"<(style|script)\b.*?</\1>", " ", data.decode("utf-8", "replace"), flags=re.S)
     return " ".join(re.sub(r"<[^>]*>", " ", text).split())[:200]
 
@@ -152,6 +156,11 @@ class TapService:
     def __init__(self, args, log, url=None, option="--tap-url"):
         self.url = url or args.tap_url or args.release.archive.url
         parts = urlsplit(self.url)
+        if "@" in parts.netloc:
+            raise UsageError(
+                "--tap-url: holds a user or a password, which would be logged and recorded: give "
+                "them in a file, --login FILE"
+            )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"{option} {self.url}: expected http(s)://host/path")
         self.args, self.log = args, log
@@ -163,6 +172,8 @@ class TapService:
         logging.getLogger("astropy").setLevel(logging.WARNING)  # astroquery talks to stdout there
         if args.login:
             self._credentials = _read_login(args.login, parts)
+            if args.login.stat().st_mode & 0o044:
+                log.warning("%s: others can read it: chmod 600 %s", args.login, args.login)
             try:
                 self.connection()
             except FAULTS as error:

@@ -18,6 +18,7 @@ from astropy.utils.exceptions import AstropyWarning
 from scipy.spatial import cKDTree
 
 from pipeline.errors import ShardError, UsageError
+from pipeline.provenance import see
 from pipeline.sphere import chord, local_axes, unit_vectors
 
 # unWISE coadds are 2048 x 2048 pixels of 2.75 arcsec in tangent projection, axes along RA and Dec
@@ -154,7 +155,7 @@ def _tile_table(path, names) -> dict:
                 if not missing:
                     table = {name: np.array(data[name]) for name in names}
         except (OSError, ValueError, TypeError, IndexError, KeyError, AttributeError,
-                EOFError, AstropyWarning) as error:  # fmt: skip
+                EOFError, AstropyWarning, fits.VerifyError) as error:  # fmt: skip
             raise ShardError(
                 f"{path}: not a readable FITS table (truncated or damaged; {error}); fetch it again"
             ) from error
@@ -199,7 +200,8 @@ def read_tile(path, datasets) -> Tile:
 class TileCache:
     """The tiles last used, up to `max_bytes` of them (and always the last one).
 
-    datasets: {name: `schema.Dataset`} of the columns of the catalogue to be read.
+    datasets: {name: `schema.Dataset`} of the columns of the catalogue to be read. seen: {name: the
+    file, as it was `Seen` before it was read}, of all tiles that were asked for.
     """
 
     def __init__(self, index, max_bytes, datasets):
@@ -208,13 +210,14 @@ class TileCache:
         self.datasets = datasets
         self._tiles = OrderedDict()
         self._bytes = 0
-        self.n_read = 0
+        self.n_read, self.seen = 0, {}
 
     def get(self, name) -> Tile:
-        """The tile of a name, read where it is not in memory."""
-        if name in self._tiles:
+        """The tile of a name, read where it is not in memory, or its file is another by now."""
+        if name in self._tiles and self._is_current(name):
             self._tiles.move_to_end(name)
             return self._tiles[name]
+        self.seen[name] = see(self.index.paths[name])
         tile = read_tile(self.index.paths[name], self.datasets)
         self.n_read += 1
         self._tiles[name] = tile
@@ -222,3 +225,11 @@ class TileCache:
         while self._bytes > self.max_bytes and len(self._tiles) > 1:
             self._bytes -= self._tiles.popitem(last=False)[1].nbytes
         return tile
+
+    def _is_current(self, name) -> bool:
+        try:
+            self.seen[name].require_unchanged()
+        except ShardError:
+            self._bytes -= self._tiles.pop(name).nbytes
+            return False
+        return True

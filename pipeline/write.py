@@ -1,27 +1,26 @@
 """Writing files that appear under their final name only when whole.
 
 `ShardWriter` writes beside the final name, checks, syncs and renames. Every dataset with rows
-carries a fletcher32 checksum, so a flipped bit raises on reading. It is the only code of the
-project that opens HDF5 files for writing.
+carries a fletcher32 checksum, HDF5's own structures one of theirs (its format of 2016), and the
+attributes a hash (pipeline/content.py), so a flipped bit raises on reading. It is the only code of
+the project that opens HDF5 files for writing.
 """
 
 import contextlib
-import hashlib
-import os
-import re
-import socket
-import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from pipeline.errors import ShardError
+from pipeline import content, signals
+from pipeline.errors import ShardError, unwritable
+from pipeline.provenance import MadeBy
 from pipeline.read import HDF5_ERRORS, check_whole, id_hash
+from pipeline.whole_files import Sink, put_in_place, remove_dead_temporaries, temporary_beside
 
 CHUNK_BYTES = 1 << 18  # of a dataset's chunk: small enough for sparse rows, large enough for gzip
+FORMAT = ("v110", "v110")  # of HDF5, the first whose structures all have checksums
 GROWN_ROWS = 8192  # most in a chunk where the number of rows is not known before
 
 
@@ -43,50 +42,6 @@ def _is_noise(dtype, shape_tail) -> bool:
     Compression saves 15 to 25% of them, and takes longer than it takes to compute them.
     """
     return bool(shape_tail) and np.dtype(dtype).kind == "f"
-
-
-def temporary_beside(path) -> Path:
-    """A new name for what becomes `path`; it tells whose it is, for `remove_dead_temporaries`."""
-    path = Path(path)
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    return path.with_name(f".{path.name}.{owner}.{uuid.uuid4().hex[:8]}.part")
-
-
-def remove_dead_temporaries(path) -> None:
-    """Remove what killed runs left beside `path`: their process is gone, or a day has passed.
-
-    Only processes of this machine can be asked; a cluster's other nodes get the day.
-    """
-    path = Path(path)
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(.+)-(\d+)\.[0-9a-f]+\.part")
-    for name in os.listdir(path.parent):
-        match = pattern.fullmatch(name)
-        if not match:
-            continue
-        temporary = path.parent / name
-        with contextlib.suppress(FileNotFoundError):
-            if _process_gone(*match.groups()) or time.time() - temporary.stat().st_mtime > 86400:
-                temporary.unlink()
-
-
-def _process_gone(host: str, pid: str) -> bool:
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        return False
-    return False
-
-
-def _sync(path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass
@@ -112,12 +67,16 @@ class _Column:
 class ShardWriter:
     """Write an HDF5 file that appears under its final name only when whole.
 
+    Where `provenance` is that of files (`provenance.provenance`), they must be at the end what they
+    were then, else ShardError and no file.
+
     With `id_column`, every dataset has `n_rows` rows, all of which must be written before the end
     of the `with` block (else ShardError and no file). Where `n_rows` is None, the datasets grow as
     rows come in, and must end up with as many. With `id_column=None` (models, checkpoints)
     arrays of any shape go in by `write_array`. Root attributes of the result: `complete`,
-    `content_id` (hash of all data, kept by copying), `n_rows`, `id_column`, `sourceid_hash`,
-    the entries of `provenance` and of `attrs`. On an exception nothing is left behind.
+    those of pipeline/content.py (of which `content_id` is kept by copying), `n_rows`, `id_column`,
+    `sourceid_hash`, the entries of `provenance` and of `attrs`. On an exception nothing is left
+    behind; where the disk does not take the file it is a WriteError.
     """
 
     def __init__(self, path, n_rows, id_column, provenance: dict, attrs: dict | None = None):
@@ -125,18 +84,23 @@ class ShardWriter:
         self.n_rows = n_rows
         self.id_column = id_column
         self._grows = n_rows is None and id_column is not None
-        self._attrs, self._described = dict(provenance), {}
-        self.describe(**(attrs or {}))
+        self._made_by = provenance
+        self._attrs = dict(provenance) | (attrs or {})
         self._columns: dict[str, _Column] = {}
-        self._declared = False
+        self._declared, self._sink, self._file = False, None, None
 
     def __enter__(self):
         self._temporary = temporary_beside(self.path)
-        with self._writing():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            remove_dead_temporaries(self.path)
-            self._file = h5py.File(self._temporary, "w", locking=False)
-            self._file.attrs["complete"] = False
+        try:
+            with self._writing():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                remove_dead_temporaries(self.path)
+                self._sink = Sink(self._temporary)
+                self._file = h5py.File(self._sink, "w", libver=FORMAT)
+                self._file.attrs["complete"] = False
+        except BaseException:
+            self._give_up()
+            raise
         return self
 
     def __exit__(self, kind, error, trace):
@@ -145,23 +109,37 @@ class ShardWriter:
                 with self._writing():
                     self._finish()
         finally:
-            with contextlib.suppress(*HDF5_ERRORS):  # a full disk fails here once more
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            self._give_up()
+
+    def _give_up(self):
+        """Close, and remove the temporary file where it has not become the final one."""
+        with signals.quiet():
+            if self._file is not None:
+                with contextlib.suppress(*HDF5_ERRORS):
+                    self._file.close()
+            if self._sink is not None:
+                self._sink.close()
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
 
     def describe(self, **attrs):
         """Root attributes that tell of the content, as do the `attrs` given at the start."""
         self._attrs |= attrs
-        self._described |= attrs
 
     @contextlib.contextmanager
     def _writing(self):
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            raise ShardError(
-                f"{self.path}: cannot be written ({error}); is the disk full, or the folder closed?"
-            ) from error
+        """Around all that writes: its faults as errors of ours, signals after it."""
+        signals.check()
+        with signals.held():
+            try:
+                yield
+            except (OSError, RuntimeError) as error:
+                raise unwritable(self.path, self._fault() or error) from error
+            if self._fault():
+                raise unwritable(self.path, self._fault())
+
+    def _fault(self):
+        return self._sink and self._sink.error
 
     def create(self, name, shape_tail=(), dtype="f4", units=None, description=None, **attrs):
         """Create a dataset of shape (n_rows, *shape_tail), chunked, with checksum.
@@ -187,8 +165,9 @@ class ShardWriter:
 
     def set_attributes(self, name, **attrs):
         """Set attributes of a dataset already created."""
-        for key, value in attrs.items():
-            self._columns[name].dataset.attrs[key] = value
+        with self._writing():
+            for key, value in attrs.items():
+                self._columns[name].dataset.attrs[key] = value
 
     def write(self, name, start, array):
         """Write rows start..start+len(array); makes the dataset on first use where needed."""
@@ -254,30 +233,17 @@ class ShardWriter:
                 filters["maxshape"] = (None, *shape[1:])
             if compress:
                 filters |= {"shuffle": True, "compression": "gzip", "compression_opts": 1}
-        dataset = self._file.create_dataset(name, shape=shape, dtype=dtype, **filters)
+        with self._writing():
+            dataset = self._file.create_dataset(name, shape=shape, dtype=dtype, **filters)
         written = np.zeros(shape[0], bool) if rows else None
-        column = _Column(dataset, written, hashlib.blake2b(digest_size=20))
+        column = _Column(dataset, written, content.new_digest())
         self._columns[name] = column
         return column
 
     def _column_digest(self, column) -> str:
         if column.next_row >= 0:
             return column.digest.hexdigest()
-        digest, data = hashlib.blake2b(digest_size=20), column.dataset
-        for start in range(0, len(data), 4096):
-            digest.update(np.ascontiguousarray(data[start : start + 4096]))
-        return digest.hexdigest()
-
-    def _content_id(self) -> str:
-        whole = hashlib.blake2b(digest_size=20)
-        for name, column in sorted(self._columns.items()):
-            data = column.dataset
-            described = [(key, repr(np.asarray(data.attrs[key]).tolist())) for key in data.attrs]
-            entry = [name, str(data.dtype), data.shape, self._column_digest(column), described]
-            whole.update(repr(entry).encode())
-        described = [(key, repr(value)) for key, value in sorted(self._described.items())]
-        whole.update(repr(described).encode())
-        return whole.hexdigest()
+        return content.digest_of_dataset(column.dataset)
 
     def _finish(self):
         if self._grows:
@@ -296,14 +262,18 @@ class ShardWriter:
                 raise ShardError(f"{self.path}: the id column {self.id_column} was not written")
             attrs["id_column"], attrs["n_rows"] = self.id_column, self.n_rows
             attrs["sourceid_hash"] = id_hash(self._file[self.id_column][...])
-        attrs["content_id"] = self._content_id()
         attrs["complete"] = True
+        digests = {name: self._column_digest(column) for name, column in self._columns.items()}
+        content.put_seal(self._file, digests)
+        content.put_heaps(self._file, self._sink)
         self._file.close()
+        if self._fault():
+            return
         check_whole(self._temporary)
-        _sync(self._temporary)
-        os.replace(self._temporary, self.path)
-        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-            _sync(self.path.parent)
+        if isinstance(self._made_by, MadeBy):
+            self._made_by.require_unchanged()
+        self._sink.sync()
+        put_in_place(self._temporary, self.path)
 
 
 def write_arrays(path, arrays, made_by, **attrs):
@@ -311,34 +281,3 @@ def write_arrays(path, arrays, made_by, **attrs):
     with ShardWriter(path, None, None, made_by, attrs) as writer:
         for name, array in arrays.items():
             writer.write_array(name, array)
-
-
-def write_text(path, text: str) -> None:
-    """Write a small text file, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-@contextlib.contextmanager
-def whole_file(path):
-    """A path to write to in the `with` block, which becomes `path` at its end; nothing where an
-    exception is raised. What killed runs left of it is removed. ShardError where it cannot be."""
-    path = Path(path)
-    try:
-        remove_dead_temporaries(path)
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be written ({error}); is there such a folder?") from error
-    temporary = temporary_beside(path)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        with contextlib.suppress(OSError):
-            _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_bytes(path, content: bytes) -> None:
-    """Write a small file, whole or not at all; what killed runs left of it is removed."""
-    with whole_file(path) as temporary, open(temporary, "xb") as file:
-        file.write(content)

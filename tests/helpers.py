@@ -1,5 +1,6 @@
 """A small synthetic data directory, for tests of the step scripts."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -163,6 +164,15 @@ def assert_same_datasets(a, b):
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@contextlib.contextmanager
+def changed(path):
+    """A file of ours, open to be changed as if it had been written so."""
+    with h5py.File(path, "r+") as file:
+        for name in ("seal", "heaps"):
+            file.attrs.pop(name, None)
+        yield file
 
 
 def flip_bit(path, name):

@@ -172,3 +172,49 @@ def test_an_output_of_another_format_is_stale(tmp_path):
 def test_the_release_is_recorded(tmp_path):
     assert provenance.provenance("test", [], [], schema.load_release())["release"] == "dr3"
     assert "release" not in provenance.provenance("test", [], [])
+
+
+def test_damaged_texts_of_attributes_are_told_before_hdf5_is_asked_for_them(tmp_path):
+    """HDF5 reads this one for ever: a heap of texts whose objects have no size."""
+    path = write_shard(tmp_path / "out.h5")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"GCOL") + 16
+    content[place : place + 400] = bytes(400)
+    path.write_bytes(bytes(content))
+    state = output_state(path)
+    assert state.status is Status.PARTIAL
+    assert "its attributes are damaged" in state.reason
+    assert provenance.identity(path).startswith("size")
+    with pytest.raises(ShardError, match=r"out\.h5: its attributes are damaged"):
+        ShardReader(path)
+
+
+def test_every_bit_outside_of_the_data_is_watched(tmp_path):
+    path = write_shard(tmp_path / "out.h5")
+    content, rng = path.read_bytes(), np.random.default_rng(3)
+    with ShardReader(path) as reader:
+        whole = {name: reader.read(name) for name in reader.columns} | reader.attrs
+    for bit in rng.integers(0, 8 * len(content), 400).tolist():
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(damaged))
+        try:
+            with ShardReader(path) as reader:
+                found = {name: reader.read(name) for name in reader.columns} | reader.attrs
+        except ShardError as error:
+            if "out.h5" not in str(error):
+                raise
+            continue
+        assert found.keys() == whole.keys()
+        for name, value in whole.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_deep_check_finds_other_content_under_good_checksums(tmp_path):
+    path = write_shard(tmp_path / "out.h5")
+    with h5py.File(path, "r+") as file:
+        file["flux"][2, 3] = 7.0
+    assert output_state(path).status is Status.COMPLETE  # ids, attributes and checksums are good
+    state = output_state(path, deep=True)
+    assert state.status is Status.PARTIAL
+    assert "dataset flux does not hold what was written" in state.reason

@@ -5,6 +5,7 @@ import dataclasses
 import h5py
 import numpy as np
 import pytest
+from helpers import changed
 from shard_case import IDS, write_shard
 
 from pipeline import provenance, read, schema, select
@@ -112,7 +113,7 @@ def test_a_dataset_of_ours_that_is_missing_is_refused_and_one_of_others_is_not(t
     path = write_tmass(tmp_path, left_out=["h_m"])
     with pytest.raises(ShardError, match="no dataset h_m; found"):
         check_tmass(tmp_path)
-    with h5py.File(path, "r+") as file:
+    with changed(path) as file:
         del file.attrs["script"]
     check_tmass(tmp_path)
 

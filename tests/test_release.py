@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import xp_oracle
-from helpers import FIDS, made_by, make_sky, read_all, write_kind
+from helpers import FIDS, changed, made_by, make_sky, read_all, write_kind
 
 import compile_training_data
 import gen_xp_input_allsources
@@ -341,7 +341,7 @@ def test_a_finished_output_of_another_release_is_refused_not_kept(new, step, cap
 
 
 def strip_release(path):
-    with h5py.File(path, "r+") as file:
+    with changed(path) as file:
         file.attrs.pop("release", None)
 
 

@@ -1,10 +1,9 @@
 """Step 1 with --sampled: later steps find all they need, and give the same numbers."""
 
-import h5py
 import numpy as np
 import pytest
 import step9_case
-from helpers import assert_same_datasets
+from helpers import assert_same_datasets, changed
 from test_convert_xp_csv import FID, convert, csv_lines, read, spectra, write_csv
 
 import gen_xp_input_allsources
@@ -117,7 +116,7 @@ def test_spectra_sampled_with_another_basis_are_refused(tmp_path, capsys, csv):
     assert convert(csv, tmp_path, "--sampled") == 0
     path = shard_path(tmp_path, "xp", FID)
     add_other_kinds(tmp_path, read_ids(tmp_path, FID, RELEASE))
-    with h5py.File(path, "r+") as file:
+    with changed(path) as file:
         file.attrs["xp_basis"] = "another"
     assert step9(tmp_path) == 1
     shown = capsys.readouterr().err
@@ -129,7 +128,7 @@ def test_a_sampled_shard_of_another_version_is_refused_by_name(tmp_path):
     datasets, path = resolved("sampled"), shard_path(tmp_path, "xp", FID)
     with ShardWriter(path, 0, "source_id", {"script": "convert_xp_csv"}) as writer:
         writer.create_columns(datasets)
-    with h5py.File(path, "r+") as file:
+    with changed(path) as file:
         file.attrs["format"] = 0
     with ShardReader(path) as reader, pytest.raises(Exception, match="make it again with that"):
         reader.check(resolved("xp").only(["source_id"]))

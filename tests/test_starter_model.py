@@ -12,7 +12,7 @@ from fitting.recipe import read_recipe
 from fitting.split import held_out
 from pipeline.errors import ShardError
 from pipeline.schema import DEFAULT_LABELS, load_release
-from pipeline.write import write_bytes, write_text
+from pipeline.whole_files import write_bytes, write_text
 from tools import build_starter_model as builder
 
 FOLDER = ROOT / "models/starter"

@@ -36,7 +36,7 @@ from pipeline import tap_service
 from pipeline.errors import ShardError
 from pipeline.read import ShardReader
 from pipeline.tap_answer import BadAnswerError, parse_answer, plain_columns
-from pipeline.write import temporary_beside
+from pipeline.whole_files import temporary_beside
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from demo_stars_case import ALONE, N_XP, stars_and_g
-from helpers import FIDS, assert_same_datasets, lay_out, make_sky, shuffled
+from helpers import FIDS, assert_same_datasets, changed, lay_out, make_sky, shuffled
 from step7_case import make_labels, result, run
 from xp_case import BASIS, ROOT, packed_covariances, random_stars
 
@@ -196,7 +196,7 @@ def test_modelled_correlations_of_the_demo_are_not_kept_and_real_ones_beside_the
         line for line in log.read_text().splitlines() if said in line
     ]
     path = next(iter(sorted(shard_path(tmp_path, "xp", "0").parent.glob("*.h5"))))
-    with h5py.File(path, "r+") as file:
+    with changed(path) as file:
         for band in XP_BANDS:
             for column in ("coefficient_errors", "coefficient_correlations"):
                 file[f"{band}_{column}"].attrs["origin"] = "real"
@@ -392,13 +392,13 @@ def test_a_noise_table_that_is_no_table_or_not_there_is_named(tmp_path):
 def test_a_training_set_whose_noise_does_not_fit_is_named(step7, name, tmp_path):
     path = tmp_path / "training_data.h5"
     path.write_bytes((step7[1] / "training_data.h5").read_bytes())
-    with h5py.File(path, "r+") as file:
+    with changed(path) as file:
         del file["typical_noise/bp_shape"]
         file["typical_noise/bp_shape"] = np.ones((2, 51), "f4")
     release = load_release(name)
     with pytest.raises(ShardError, match=r"bp_shape has the shape \(2, 51\), expected \(2, 55\)"):
         read_training_data(path, release)
-    with h5py.File(path, "r+") as file:
+    with changed(path) as file:
         del file["typical_noise/bp_shape"]
     with pytest.raises(ShardError, match=r"training_data\.h5: no dataset typical_noise/bp_shape"):
         read_training_data(path, release)

@@ -14,25 +14,8 @@ from pipeline import schema
 from pipeline.errors import ShardError
 from pipeline.provenance import Status, output_state
 from pipeline.read import ShardReader
-from pipeline.write import ShardWriter, temporary_beside, write_text
-
-FULL_DISK = """
-import resource, sys, numpy as np
-from pipeline import errors, write
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    with write.ShardWriter(sys.argv[1], 50_000, "source_id", {}) as writer:
-        writer.write("source_id", 0, np.random.default_rng(0).integers(0, 2**62, 50_000))
-except errors.ShardError as error:
-    print(error, flush=True)
-"""
-
-
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
-    run = run_code(FULL_DISK, tmp_path / "out.h5")
-    message, _ = run.communicate()  # HDF5 itself may crash later, when the process ends
-    assert b"out.h5: cannot be written" in message
-    assert os.listdir(tmp_path) == []
+from pipeline.whole_files import temporary_beside, write_text
+from pipeline.write import ShardWriter
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):

@@ -35,7 +35,7 @@ from pipeline.provenance import project_version
 from pipeline.read import ShardReader
 from pipeline.run import usage_exit
 from pipeline.schema import MODEL_FILE
-from pipeline.write import write_bytes, write_text
+from pipeline.whole_files import write_bytes, write_text
 
 CARD = Path(__file__).with_name("starter_card.md")  # with places for what is measured
 LABELS = ["teff", "feh", "logg", "alpha_m"]

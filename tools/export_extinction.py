@@ -38,7 +38,7 @@ from pipeline.run import usage_exit
 from pipeline.schema import MODEL_FILE
 from pipeline.schema.labels import EXTINCTION
 from pipeline.select import add_release_argument
-from pipeline.write import write_text
+from pipeline.whole_files import write_text
 
 SCRIPT = "export_extinction"
 XI = (-2.0, -1.0, 0.0, 1.0, 2.0)

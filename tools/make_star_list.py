@@ -27,7 +27,7 @@ from fitting.split import held_out
 from pipeline.errors import UsageError
 from pipeline.run import usage_exit
 from pipeline.schema import XP_BANDS, load_release
-from pipeline.write import write_bytes, write_text
+from pipeline.whole_files import write_bytes, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMBER = "XP_CONTINUOUS_RAW.csv"

@@ -17,7 +17,7 @@ from pipeline.errors import ShardError, UsageError
 from pipeline.export.words import write_words
 from pipeline.provenance import provenance
 from pipeline.run import progress
-from pipeline.write import write_text
+from pipeline.whole_files import write_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of what the layouts write: files of another are made again

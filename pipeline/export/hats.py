@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from pipeline.export.sky import ORDER
-from pipeline.write import whole_file, write_text
+from pipeline.whole_files import whole_file, write_text
 
 NAME = "catalogue"  # its folder, too
 VERSION = "v1.0"

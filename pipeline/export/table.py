@@ -11,7 +11,7 @@ from pipeline.export.flat import TEXT, flat_columns
 from pipeline.export.writers import FOR_THE_EYE, FORMATS, About
 from pipeline.provenance import provenance
 from pipeline.schema import flags
-from pipeline.write import whole_file
+from pipeline.whole_files import whole_file
 
 BATCH_ROWS = 65_536  # handed to a writer at a time; of a row group of Parquet
 LASTING = ("script", "version", "release")  # notes of the provenance: the same in every run

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from pipeline.write import write_text
+from pipeline.whole_files import write_text
 
 COLUMN_HEADS = ("name", "type", "unit", "ucd", "description")
 LICENCE = """\

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pipeline.write import write_bytes
+from pipeline.whole_files import write_bytes
 
 WIDTH = 9.0  # inches, of every figure: shown 830 pixels wide, 10.5 points are 13 pixels
 STYLE = {

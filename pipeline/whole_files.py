@@ -1,0 +1,200 @@
+"""Temporary files beside what they become: named after their process, cleared, put in its place."""
+
+import contextlib
+import os
+import re
+import socket
+import time
+import uuid
+import zlib
+from pathlib import Path
+
+from pipeline import signals
+from pipeline.errors import unwritable
+
+OWNED = r"(.+)-(\d+)\.[0-9a-f]+\.part"  # host and process of a temporary
+HEAP = b"GCOL\1\0\0\0"  # begins a heap of texts (HDF5 File Format Specification 3.0, III.E)
+MOST_HEAP = 1 << 24  # bytes
+LONGEST = 86400  # s, that a temporary of another host may be untouched
+
+
+def temporary_beside(path) -> Path:
+    """A new name for what becomes `path`; it tells whose it is, for `remove_dead_temporaries`."""
+    path = Path(path)
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    return path.with_name(f".{path.name}.{owner}.{uuid.uuid4().hex[:8]}.part")
+
+
+def remove_dead_temporaries(path) -> None:
+    """Remove what killed runs left beside `path`, of it; of a folder, of all that is in it.
+
+    Their process is gone, or they were not touched for a day: only processes of this machine can be
+    asked; a cluster's other nodes get the day.
+    """
+    path = Path(path)
+    folder, name = (path, r".+\.\w+") if path.is_dir() else (path.parent, re.escape(path.name))
+    pattern = re.compile(rf"\.{name}\.{OWNED}")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if match := pattern.fullmatch(name):
+                _remove_dead(folder / name, *match.groups())
+
+
+def _remove_dead(temporary, host, pid):
+    with contextlib.suppress(OSError):
+        if _process_gone(host, pid) or time.time() - temporary.lstat().st_mtime > LONGEST:
+            temporary.unlink()
+
+
+def _process_gone(host: str, pid: str) -> bool:
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+class Sink:
+    """A new file for HDF5 to write to, that never fails: `error` is the first fault of the disk.
+
+    HDF5 ends the process (SIGSEGV) where it cannot write on closing. So what the disk does not take
+    is kept in memory, and read from there, until the file is given up: a few MB of caches.
+    """
+
+    def __init__(self, path):
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o666)
+        self._place, self._size, self._kept, self.error = 0, 0, [], None
+        self._heaps = set()  # places of heaps of texts
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def tell(self):
+        return self._place
+
+    def write(self, content):
+        content = memoryview(content).cast("B")
+        start, self._place = self._place, self._place + len(content)
+        self._size = max(self._size, self._place)
+        self._find_heaps(content, start)
+        if self.error is None:
+            try:
+                self._write_all(content, start)
+            except OSError as error:
+                self.error = error
+        if self.error is not None:
+            self._kept.append((start, bytes(content)))
+        return len(content)
+
+    def _find_heaps(self, content, start):
+        block = bytes(content)
+        place = block.find(HEAP)
+        while place >= 0:
+            self._heaps.add(start + place)
+            place = block.find(HEAP, place + 1)
+
+    def heaps(self) -> list:
+        """[(place, size, CRC)] of the heaps in which HDF5 keeps texts, as they are now: it has no
+        checksums of them, and hangs on some that are damaged."""
+        found = []
+        for place in sorted(self._heaps):
+            head = os.pread(self._descriptor, 16, place)
+            size = int.from_bytes(head[8:16], "little")
+            if head.startswith(HEAP) and size <= min(MOST_HEAP, self._size - place):
+                found.append((place, size, zlib.crc32(os.pread(self._descriptor, size, place))))
+        return found
+
+    def _write_all(self, content, start):
+        while len(content):
+            n = os.pwrite(self._descriptor, content, start)
+            content, start = content[n:], start + n
+
+    def readinto(self, buffer):
+        buffer = memoryview(buffer).cast("B")
+        start, stop = self._place, self._place + len(buffer)
+        found = os.pread(self._descriptor, len(buffer), start)
+        buffer[: len(found)] = found
+        buffer[len(found) :] = bytes(len(buffer) - len(found))
+        for place, content in self._kept:
+            first, last = max(place, start), min(place + len(content), stop)
+            if first < last:
+                buffer[first - start : last - start] = content[first - place : last - place]
+        self._place = stop
+        return len(buffer)
+
+    def read(self, size):
+        buffer = bytearray(min(size, max(0, self._size - self._place)))
+        self.readinto(buffer)
+        return bytes(buffer)
+
+    def truncate(self, size=None):
+        self._size = self._place if size is None else size
+        if self.error is None:
+            try:
+                os.ftruncate(self._descriptor, self._size)
+            except OSError as error:
+                self.error = error
+        return self._size
+
+    def flush(self):
+        """Nothing is held back."""
+
+    def sync(self):
+        """Have all on the disk. OSError where it does not take it."""
+        if self.error is None:
+            os.fsync(self._descriptor)
+
+    def close(self):
+        os.close(self._descriptor)
+
+
+def put_in_place(temporary, path):
+    """Give a file, which is on the disk, its final name."""
+    os.replace(temporary, path)
+    with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+        descriptor = os.open(Path(path).parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path, text: str) -> None:
+    """Write a small text file, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A path to write to in the `with` block, which becomes `path` at its end; nothing where an
+    exception is raised. What killed runs left of it is removed. WriteError where the disk does not
+    take it."""
+    path = Path(path)
+    remove_dead_temporaries(path)
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        put_in_place(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path, content: bytes) -> None:
+    """Write a small file, whole or not at all. As `whole_file`."""
+    with signals.held(), whole_file(path) as temporary, open(temporary, "xb") as file:
+        file.write(content)
