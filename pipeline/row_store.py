@@ -7,6 +7,7 @@ matter. What is read often is in the system's cache, as far as there is memory.
 
 import os
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class RowStore:
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
         except OSError as error:
             raise self._unwritable(error) from error
+        weakref.finalize(self, self._file.close)
 
     def __len__(self):
         return self._n

@@ -49,9 +49,7 @@ class Quantities:
 
     def __init__(self, layout, select, law=None, directions=(), radius=1.0):
         self.layout, self.law, self.slices = layout, law, ()
-        known = flat_columns(layout)
-        self.selection = chosen_stars(known, layout.labels, select)
-        self._tests = [known[name] for name in self.selection.names]
+        self.wanted = chosen_stars(flat_columns(layout), layout.labels, select)
         self._centres = [unit_vectors(*direction) for direction in directions]
         self._chord = chord(radius)
 
@@ -65,8 +63,7 @@ class Quantities:
             for label in self.layout.labels
             for what in (("confidence",) if label.forward else ("est", "err", "confidence"))
         ]
-        tests = [name for column in self._tests for name in column.needs]
-        names = (*COPIED, *SOLUTION, *of_labels, *tests)
+        names = (*COPIED, *SOLUTION, *of_labels, *self.wanted.needs)
         return tuple(dict.fromkeys((*names, *(name for name in fluxes if name in there))))
 
     @property
@@ -80,7 +77,7 @@ class Quantities:
         """{name: (N,)} of datasets {name: (N, ...)}."""
         n = len(table["ra"])
         out = {"all": np.ones(n, bool), "flagged": (table["quality_flags"] & self.bits) > 0}
-        out["selected"] = self.selection.of({c.name: c.values(table) for c in self._tests}, n)
+        out["selected"] = self.wanted.of(table, n)
         with np.errstate(invalid="ignore", divide="ignore"):
             out |= self._labels(table) | self._dust_and_distance(table) | self._place(table)
             out["chi2"] = table["chi2_opt"] / np.where(table["n_flux"] > 0, table["n_flux"], np.nan)
