@@ -11,10 +11,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipeline import lease
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import Status, output_state, project_version
 from pipeline.read import ShardReader
 from pipeline.select import chosen_partition
+
+HELD = "in work elsewhere"  # outcome of a shard
+HELD_STATUS = 3  # exit status where nothing failed, but such shards are left
 
 
 class _TerminalHandler(logging.Handler):
@@ -79,17 +83,32 @@ def _require_release(output, args):
             reader.require_release(args.release)
 
 
+def _is_complete(fid, output, args, inputs_of, log, kind, settings) -> bool:
+    """Whether nothing is left to do for a shard; why something is, is logged."""
+    if args.overwrite:
+        return False
+    state = output_state(output, inputs_of(fid), kind, settings)
+    if state.status is Status.COMPLETE:
+        _require_release(output, args)
+        return True
+    if state.status is not Status.ABSENT and log:
+        log.warning("%s: %s output is made again: %s", fid, state.status.value, state.reason)
+    return False
+
+
 def _run_one(fid, args, inputs_of, output_of, process, log, kind, settings) -> tuple[str, dict]:
-    """Outcome ("done" or "already complete") and counters of one shard."""
+    """Outcome ("done", "already complete" or HELD) and counters of one shard."""
     output, began = output_of(fid), time.monotonic()
-    if not args.overwrite:
-        state = output_state(output, inputs_of(fid), kind, settings)
-        if state.status is Status.COMPLETE:
-            _require_release(output, args)
+    state = fid, output, args, inputs_of
+    if _is_complete(*state, None, kind, settings):
+        return "already complete", {}
+    with lease.taken(output) as other:
+        if other is not None:
+            log.warning("%s: left to %s, which is making it", fid, other.words())
+            return HELD, {}
+        if _is_complete(*state, log, kind, settings):  # another process had it until now
             return "already complete", {}
-        if state.status is not Status.ABSENT:
-            log.warning("%s: %s output is made again: %s", fid, state.status.value, state.reason)
-    counters = process(fid, output, log) or {}
+        counters = process(fid, output, log) or {}
     counted = ", ".join(f"{name} {value}" for name, value in counters.items())
     log.info("%s: done in %.1f s. %s", fid, time.monotonic() - began, counted)
     return "done", counters
@@ -134,8 +153,10 @@ def run_shards(
     output and may return counters {name: number}, which are logged and summed. Outcomes of a
     shard: already complete (skipped unless args.overwrite); absent, partial or stale (made, the
     last two with a warning that tells why); failed (any exception: logged with its traceback in
-    the log file; the others go on). A UsageError, with which no shard can be made, ends the run.
-    Returns 0 where all are done, 1 where some failed, 130 where interrupted from the keyboard.
+    the log file; the others go on); in work elsewhere (another process is making it: tried once
+    more at the end). A UsageError, with which no shard can be made, ends the run. Returns 0 where
+    all are done, 1 where some failed, HELD_STATUS where some are in work elsewhere, 130 where
+    interrupted from the keyboard.
 
     kind: of the outputs (a key of `schema.FILES`), where their folder does not say it.
     settings: {attribute: value} that the outputs are written with; one of another is made again.
@@ -144,27 +165,37 @@ def run_shards(
     """
     log = log or setup_logging(script, args.log, args)
     log.info("%s %s: %d shards selected", script, project_version(), len(fids))
-    outcomes, totals, failed = Counter(), Counter(), {}
+    outcomes, totals, failed, held = Counter(), Counter(), {}, set()
 
     def work(fid):
+        held.discard(fid)
         with collect_failure(fid, failed, log, fatal=UsageError):
-            return _run_one(fid, args, inputs_of, output_of, process, log, kind, settings)
+            one = _run_one(fid, args, inputs_of, output_of, process, log, kind, settings)
+            if one[0] == HELD:
+                held.add(fid)
+            return one
         return None
 
     try:
-        results = map_threads(work, fids, script, jobs, on_interrupt)
-        for outcome, counters in filter(None, results):
-            outcomes[outcome] += 1
-            totals.update(counters)
+        todo = fids
+        for _ in range(2):
+            results = map_threads(work, todo, script, jobs, on_interrupt)
+            for outcome, counters in filter(None, results):
+                outcomes[outcome] += 1
+                totals.update(counters)
+            todo = sorted(held)
+            if not todo:
+                break
     except KeyboardInterrupt:
         log.warning("%s: interrupted; run again to go on where it stopped", script)
         return 130
     done = f"{outcomes['done']} done, {outcomes['already complete']} already complete"
     reasons = "; ".join(f"{fid} ({reason})" for fid, reason in failed.items())
     counted = "".join(f"\n  {name}: {value}" for name, value in totals.items())
-    message = f"{script}: {done}, {len(failed)} failed{': ' + reasons if failed else ''}{counted}"
-    log.info(message, extra={"summary": True})
-    return 1 if failed else 0
+    others = f", {len(held)} {HELD}: {' '.join(sorted(held))}" if held else ""
+    failures = f"{len(failed)} failed{': ' + reasons if failed else ''}"
+    log.info("%s: %s, %s%s%s", script, done, failures, others, counted, extra={"summary": True})
+    return 1 if failed else HELD_STATUS if held else 0
 
 
 def usage_exit(main):
