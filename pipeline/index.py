@@ -142,10 +142,13 @@ def read_all(paths) -> list[dict]:
 
 
 def _remembered(data_dir) -> dict:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         found = json.loads((Path(data_dir) / INDEX).read_text())
-        if isinstance(found, dict):
-            return found
+        return {
+            key: (tuple(stamp), said)
+            for key, (stamp, said) in found.items()
+            if isinstance(said, dict)
+        }
     return {}
 
 
@@ -160,7 +163,7 @@ def index(data_dir, folders) -> dict:
         for fid, path in folder.files.items():
             key, stamp = f"{kind} {fid}", stamp_of(folder.stats[fid])
             old = former.get(key)
-            if old and tuple(old[0]) == stamp:
+            if old and old[0] == stamp:
                 known[key] = old
             else:
                 wanted.append((key, stamp, path))

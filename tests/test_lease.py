@@ -5,11 +5,10 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
-from shard_case import ROOT, arguments, fid_list, run_code, write_shard
+from shard_case import ROOT, arguments, dead_pid, fid_list, run_code, write_shard
 
 from pipeline import lease, run, select
 from pipeline.errors import ShardError
@@ -28,12 +27,6 @@ def write_lease(output, age=0, **changes):
     path.write_text(json.dumps(dataclasses.asdict(other)))
     os.utime(path, (time.time() - age, time.time() - age))
     return path
-
-
-def dead_pid():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def is_taken(output):

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slurm
 N_SHARDS, STARS = 24, 10  # of each
 OUTPUTS = ("unwise", "reddening", "opt_input", "opt_output")
 DONE = ("COMPLETED", "0:0", 0)
+LIMIT = "--time=1 --signal=B:USR1@15"  # the least that Slurm knows
+WITHOUT = {"OPTIONS_9": "--without unwise"}  # for runs of step 9 alone
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_two_tasks_side_by_side_make_what_a_serial_run_makes(
     jobs = slurm.submit(**variables(data_dir, "4 5 9 10", 2, MODEL=demo_model.model))
     other = shutil.copytree(sky, tmp_path / "serial")
     serial(other, demo_model.model)
-    assert slurm.wait(jobs) == dict.fromkeys((4, 5, 9, 10), {0: DONE, 1: DONE})
+    assert slurm.wait(jobs) == {step: {0: DONE, 1: DONE} for step in (4, 5, 9, 10)}
     for kind in OUTPUTS:
         assert list_fids(data_dir, kind) == list_fids(sky, "xp")
         for fid in list_fids(data_dir, kind):
@@ -144,12 +146,8 @@ def pace(tmp_path):
 
 
 def test_before_the_time_limit_a_job_ends_and_goes_on_in_another_run(slurm, data_dir, pace):
-    limit = "--time=1 --signal=B:USR1@15"
-    jobs = slurm.submit(
-        **variables(
-            data_dir, "9", 1, PACE_FILE=pace(7), SBATCH_OPTIONS=limit, OPTIONS_9="--without unwise"
-        )
-    )
+    words = {"PACE_FILE": pace(7), "SBATCH_OPTIONS": LIMIT} | WITHOUT
+    jobs = slurm.submit(**variables(data_dir, "9", 1, **words))
     slurm.wait_until(lambda: slurm.states(jobs[9])[0][2] == 1)
     kept = times(data_dir, "opt_input")
     pace(0)
@@ -164,15 +162,14 @@ def test_before_the_time_limit_a_job_ends_and_goes_on_in_another_run(slurm, data
 
 
 def test_a_job_that_may_not_be_queued_again_keeps_what_it_did_and_fails(slurm, data_dir, pace):
-    limit = "--time=1 --signal=B:USR1@15"
-    words = {"PACE_FILE": pace(20), "SBATCH_OPTIONS": limit, "OPTIONS_9": "--without unwise"}
+    words = {"PACE_FILE": pace(20), "SBATCH_OPTIONS": LIMIT} | WITHOUT
     jobs = slurm.submit(**variables(data_dir, "9", 1, REQUEUES=0, **words))
     state, exit_status, restarts = slurm.wait(jobs)[9][0]
     assert (state, restarts) == ("FAILED", 0)
     assert exit_status != "0:0"
     kept = times(data_dir, "opt_input")
     assert len(kept) < N_SHARDS
-    jobs = slurm.submit(**variables(data_dir, "9", 1, OPTIONS_9="--without unwise"))
+    jobs = slurm.submit(**variables(data_dir, "9", 1, **WITHOUT))
     assert slurm.wait(jobs) == {9: {0: DONE}}
     after = times(data_dir, "opt_input")
     assert len(after) == N_SHARDS
@@ -181,7 +178,7 @@ def test_a_job_that_may_not_be_queued_again_keeps_what_it_did_and_fails(slurm, d
 
 @pytest.mark.parametrize("how", ["queued again by hand", "node lost"])
 def test_what_is_done_is_kept_when_a_job_is_queued_again(slurm, data_dir, pace, how):
-    words = {"PACE_FILE": pace(2), "OPTIONS_9": "--without unwise"}
+    words = {"PACE_FILE": pace(2)} | WITHOUT
     jobs = slurm.submit(**variables(data_dir, "9", 2, **words))
     slurm.wait_until(lambda: len(list_fids(data_dir, "opt_input")) >= 4)
     node = f"nodename={socket.gethostname().split('.')[0]}"
@@ -203,7 +200,7 @@ def test_what_is_done_is_kept_when_a_job_is_queued_again(slurm, data_dir, pace, 
 
 
 def test_a_cancelled_job_is_not_queued_again(slurm, data_dir, pace):
-    words = {"PACE_FILE": pace(2), "OPTIONS_9": "--without unwise"}
+    words = {"PACE_FILE": pace(2)} | WITHOUT
     jobs = slurm.submit(**variables(data_dir, "9", 1, **words))
     slurm.wait_until(lambda: list_fids(data_dir, "opt_input"))
     slurm.run("scancel", jobs[9])
@@ -214,13 +211,11 @@ def test_a_cancelled_job_is_not_queued_again(slurm, data_dir, pace):
 
 def test_parts_that_are_left_are_found_and_run(slurm, data_dir):
     fids = list_fids(data_dir, "xp")
-    without = {"OPTIONS_9": "--without unwise"}
-    slurm.wait(slurm.submit(**variables(data_dir, "9", 6, ARRAY="0,2-4", **without)))
-    assert list_fids(data_dir, "opt_input") == [
-        fid for i, fid in enumerate(fids) if i % 6 not in (1, 5)
-    ]
-    jobs = slurm.submit(**variables(data_dir, "9", 6, ARRAY="left", **without))
+    slurm.wait(slurm.submit(**variables(data_dir, "9", 6, ARRAY="0,2-4", **WITHOUT)))
+    done = [fid for i, fid in enumerate(fids) if i % 6 not in (1, 5)]
+    assert list_fids(data_dir, "opt_input") == done
+    jobs = slurm.submit(**variables(data_dir, "9", 6, ARRAY="left", **WITHOUT))
     assert slurm.wait(jobs) == {9: {1: DONE, 5: DONE}}
     assert list_fids(data_dir, "opt_input") == fids
-    assert slurm.submit(**variables(data_dir, "9", 6, ARRAY="left", **without)) == {}
+    assert slurm.submit(**variables(data_dir, "9", 6, ARRAY="left", **WITHOUT)) == {}
     assert os.listdir(data_dir / "logs" / "slurm")
