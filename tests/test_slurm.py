@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 
 import pytest
 from demo_model import ROOT, run_inference
@@ -181,16 +180,15 @@ def test_what_is_done_is_kept_when_a_job_is_queued_again(slurm, data_dir, pace, 
     words = {"PACE_FILE": pace(2)} | WITHOUT
     jobs = slurm.submit(**variables(data_dir, "9", 2, **words))
     slurm.wait_until(lambda: len(list_fids(data_dir, "opt_input")) >= 4)
-    node = f"nodename={socket.gethostname().split('.')[0]}"
     if how == "node lost":
-        slurm.run("scontrol", "update", node, "state=down", "reason=lost")
+        slurm.lose_node()
     else:
         slurm.run("scontrol", "requeue", jobs[9])
     slurm.wait_until(lambda: {state[2] for state in slurm.states(jobs[9]).values()} == {1})
     kept = times(data_dir, "opt_input")
     pace(0)
     if how == "node lost":
-        slurm.run("scontrol", "update", node, "state=resume")
+        slurm.return_node()
     assert slurm.wait(jobs)[9] == dict.fromkeys((0, 1), ("COMPLETED", "0:0", 1))
     after = times(data_dir, "opt_input")
     assert 4 <= len(kept) < N_SHARDS

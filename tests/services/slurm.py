@@ -1,7 +1,10 @@
 """The real Slurm of tests/services/slurm.sh, and the jobs of cluster/submit_all.sh there."""
 
+import contextlib
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CANNOT = 77  # exit status of slurm.sh: not on this machine
 PATIENCE = 600  # seconds; the machine may be busy
+REQUEUED_SECONDS = 5  # that a job queued again waits; Slurm's own two minutes are long for a test
 
 
 class CannotServeError(Exception):
@@ -21,6 +25,19 @@ def _slurm(*words):
     return subprocess.run(
         [HERE / "slurm.sh", *words], capture_output=True, text=True, check=False, timeout=PATIENCE
     )
+
+
+def _node():
+    return socket.gethostname().split(".")[0]
+
+
+def _parent_daemon(pid):
+    """The slurmstepd that a process is a child of, else None."""
+    with contextlib.suppress(OSError):
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd"):
+            return parent
+    return None
 
 
 class Slurm:
@@ -72,19 +89,37 @@ class Slurm:
         return found
 
     def wait(self, jobs):
-        """Wait for jobs {step: number} to end; {step: states}. Jobs queued again start at once."""
-        numbers = ",".join(map(str, jobs.values()))
+        """Wait for jobs {step: number} to end; {step: states}. Jobs queued again start soon."""
+        numbers, held = ",".join(map(str, jobs.values())), {}
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             waiting = self.run("squeue", "-h", "-j", numbers, "-o", "%A %r", check=False)
             if not waiting.strip():
                 return {step: self.states(job) for step, job in jobs.items()}
             for line in waiting.splitlines():
-                if line.endswith("BeginTime"):
-                    job = line.split()[0]
+                job, _, reason = line.partition(" ")
+                since = held.setdefault(job, time.monotonic()) if reason == "BeginTime" else None
+                if since is not None and time.monotonic() > since + REQUEUED_SECONDS:
+                    del held[job]
                     self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
             time.sleep(0.5)
         raise TimeoutError(self.run("squeue"))
+
+    def lose_node(self):
+        """As if the power had failed: nothing that ran on the node does any more, nor says so."""
+        listed = self.run("scontrol", "listpids").splitlines()[1:]
+        pids = {int(line.split()[0]) for line in listed} - {-1}
+        daemons = {parent for pid in pids if (parent := _parent_daemon(pid))}
+        slurmd = int((self.folder / "slurmd.pid").read_text())
+        for pid in (slurmd, *daemons, *pids):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("scontrol", "update", f"nodename={_node()}", "state=down", "reason=lost")
+
+    def return_node(self):
+        """The node is there again."""
+        self.run("slurmd")
+        self.wait_until(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T"))
 
     def wait_until(self, condition):
         """Wait until condition() holds."""
