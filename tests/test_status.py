@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pipeline.run_logs import read_logs
 from pipeline.schema import FILES, KINDS
 from pipeline.select import shard_path
 from pipeline.states import Shard, find_states
-from pipeline.write import ShardWriter
+from pipeline.write import ShardWriter, write_arrays
 from tools import status
 
 INPUTS = {
@@ -49,13 +50,20 @@ def make(data_dir, kind, fid, value=1.0, inputs=None, **attrs):
     return path
 
 
-@pytest.fixture
-def sky(tmp_path):
+@pytest.fixture(scope="module")
+def complete_sky(tmp_path_factory):
     """Six shards of every kind, complete."""
+    folder = tmp_path_factory.mktemp("complete")
     for fid in fid_list(6):
         for kind in KINDS:
-            make(tmp_path, kind, fid)
-    return tmp_path
+            make(folder, kind, fid)
+    return folder
+
+
+@pytest.fixture
+def sky(complete_sky, tmp_path):
+    """The same for one test."""
+    return shutil.copytree(complete_sky, tmp_path / "data")
 
 
 def states(data_dir, kind, **options):
@@ -152,6 +160,25 @@ def test_outputs_of_another_model_are_stale_where_the_model_is_given(sky, capsys
     assert ask(sky) == 0
     assert ask(sky, "--model", model) == 1
     assert "partial: " in capsys.readouterr().out
+
+
+def test_the_training_set_and_the_model_are_told_where_they_are_given(sky, capsys):
+    training, model = sky / "training.h5", sky / "model" / "model.h5"
+    options = ("--training-data", training, "--model", model.parent, "--steps", "2")
+    exit_status, said = asked(sky, capsys, *options)
+    assert exit_status == 1
+    assert [said["steps"][k]["state"] for k in "78"] == ["missing", "missing"]
+    write_arrays(training, {"a": [1]}, provenance("compile_training_data", [], []))
+    (model.parent / "checkpoint.h5").parent.mkdir()
+    (model.parent / "checkpoint.h5").touch()
+    said = asked(sky, capsys, *options)[1]
+    assert [said["steps"][k]["state"] for k in "78"] == ["complete", "begun, not finished"]
+    write_arrays(model, {"a": [1]}, provenance("train", [], [training]))
+    assert asked(sky, capsys, *options)[0] == 0
+    write_arrays(training, {"a": [2]}, provenance("compile_training_data", [], []))
+    exit_status, said = asked(sky, capsys, *options)
+    assert exit_status == 1
+    assert said["steps"]["8"]["state"].startswith("stale")
 
 
 def test_spectra_that_others_made_are_complete_when_they_can_be_opened(sky):

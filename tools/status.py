@@ -16,8 +16,8 @@ A shard of a step is
 
 Only attributes are read: bytes damaged within a file are found when a step reads it. What was read
 is kept in DATA_DIR/logs/status_index.json: asking again is fast. Shards are those of all folders.
-Exit status: 0 all shards of the steps asked about are complete (and the model, where given), 1 not,
-2 wrong usage.
+Exit status: 0 all shards of the steps asked about are complete (and the training set and the model,
+where given), 1 not, 2 wrong usage.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import UsageError
-from pipeline.provenance import Status, output_state
+from pipeline.index import read_attributes
+from pipeline.provenance import Status, identity, output_state
 from pipeline.run import usage_exit
 from pipeline.schema import FILES, KINDS, MODEL_FILE
 from pipeline.select import dealing_order, in_part, number
@@ -54,6 +55,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--model", type=Path, metavar="FOLDER", help="output folder of train.py (steps 8 and 10)"
     )
+    parser.add_argument("--training-data", type=Path, metavar="FILE", help="of step 7")
     parser.add_argument(
         "--steps", nargs="+", choices=list(STEPS), default=list(STEPS), help="default: all of them"
     )
@@ -147,24 +149,47 @@ def parts_left(data_dir, step, n) -> list[int]:
     return [k for k in range(n) if in_part(left, order, (n, k))]
 
 
-# ---- the model -------------------------------------------------------------------------------
+# ---- steps that make one file ----------------------------------------------------------------
 
 
-def model_state(model) -> tuple[bool, str]:
-    """Whether the model is there and whole, in words too."""
-    state = output_state(model / MODEL_FILE)
+def file_state(path) -> tuple[bool, str]:
+    """Whether a file is there and whole, in words too."""
+    state = output_state(path)
     if state.status is Status.ABSENT:
-        begun = (model / "checkpoint.h5").exists()
+        begun = (path.parent / "checkpoint.h5").exists() and path.name == MODEL_FILE
         return False, "begun, not finished" if begun else "missing"
     if state.status is Status.PARTIAL:
         return False, f"partial: {state.reason}"
     return True, "complete"
 
 
+def model_state(model, training_data) -> tuple[bool, str]:
+    """As `file_state`, of the model; stale where the training set has another content now."""
+    path = model / MODEL_FILE
+    state = file_state(path)
+    if state[0] and training_data is not None and training_data.is_file():
+        inputs = json.loads(read_attributes(path).get("inputs", "[]"))
+        recorded = {entry["name"]: entry["identity"] for entry in inputs}
+        now = identity(training_data)
+        if recorded.get(training_data.name, now) != now:
+            return False, f"stale: made from other inputs than now: {training_data.name}"
+    return state
+
+
+def single_files(args) -> dict:
+    """{number of a step that makes one file: (whether it is whole, words)}, of those given."""
+    found = {}
+    if args.training_data is not None:
+        found["7"] = file_state(args.training_data)
+    if args.model is not None:
+        found["8"] = model_state(args.model, args.training_data)
+    return found
+
+
 # ---- output ----------------------------------------------------------------------------------
 
 
-def as_json(steps, model, parts) -> str:
+def as_json(steps, singles, parts) -> str:
     """All that is known."""
     out = {
         name: {
@@ -185,18 +210,18 @@ def as_json(steps, model, parts) -> str:
     }
     for name, left in parts.items():
         out[name]["parts_left"] = left
-    found = {"steps": out}
-    return json.dumps(found if model is None else found | {"model": model[1]}, indent=1)
+    out |= {name: {"state": words} for name, (_, words) in singles.items()}
+    return json.dumps({"steps": out}, indent=1)
 
 
-def print_words(steps, model, parts, args):
+def print_words(steps, singles, parts, args):
     print(as_table(steps))
     for name, step in steps.items():
         lines = reasons(step, None if args.all else NAMED)
         if lines:
             print(f"step {name}:", *lines, sep="\n")
-    if model is not None:
-        print(f"step 8, {args.model}: {model[1]}")
+    for name, (_, words) in singles.items():
+        print(f"step {name}, {args.training_data if name == '7' else args.model}: {words}")
     for name, left in parts.items():
         print(f"step {name}, parts left of {args.parts}: {ranges(left) or 'none'}")
     if parts:
@@ -226,18 +251,18 @@ def main(argv=None) -> int:
     if not any(step.states for step in steps.values()):
         folders = ", ".join(kind.folder for kind in KINDS.values())
         raise UsageError(f"{args.data_dir}: no shards in {folders}; check --data-dir")
-    model = None if args.model is None else model_state(args.model)
+    singles = single_files(args)
     parts = {}
     if args.parts:
         parts = {name: parts_left(args.data_dir, step, args.parts) for name, step in steps.items()}
     if args.json:
-        print(as_json(steps, model, parts))
+        print(as_json(steps, singles, parts))
     else:
-        print_words(steps, model, parts, args)
+        print_words(steps, singles, parts, args)
     if args.map:
         draw_map(args.map, steps)
-    whole = all(not step.left() for step in steps.values()) and (model is None or model[0])
-    return 0 if whole else 1
+    whole = not any(step.left() for step in steps.values())
+    return 0 if whole and all(whole for whole, _ in singles.values()) else 1
 
 
 if __name__ == "__main__":
