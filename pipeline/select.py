@@ -13,6 +13,7 @@ from pipeline.errors import ShardError, UsageError
 from pipeline.schema import COSTS, DEFAULT_RELEASE, FILES, KINDS, describe, load_release
 
 PARTS = "XPFWD_PARTS"  # variable of the environment: as --parts
+HELD_WORDS = "exit status 3: nothing failed, but other processes are at work on some shards"
 FID_PATTERN = re.compile(r"\d{6}-\d{6}")
 
 
@@ -125,6 +126,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", nargs="+", metavar="FID", help="handle only these shards")
     parser.add_argument("--overwrite", action="store_true", help="make finished shards again")
     parser.add_argument("--log", type=Path, help="default: DATA_DIR/logs/SCRIPT[_part].log")
+    parser.epilog = f"{HELD_WORDS}\n\n{parser.epilog or ''}"
 
 
 def dealing_order(data_dir, kind) -> list[str]:

@@ -150,6 +150,13 @@ def test_help_of_a_step_is_its_docstring_and_every_dataset_that_it_writes():
     assert "  flux (N,66) [1e-18 W m-2 nm-1]: XP spectrum" in text
 
 
+def test_help_of_a_shard_step_has_the_exit_status_for_work_elsewhere():
+    parser = select.step_parser("What it does.", "tmass")
+    select.add_shard_arguments(parser)
+    assert "exit status 3: nothing failed" in parser.format_help()
+    assert "  designation (N" in parser.format_help()
+
+
 def parse_release(*words):
     parser = select.step_parser("What it does.")
     select.add_release_argument(parser)
