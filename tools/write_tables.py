@@ -197,14 +197,14 @@ def cluster_table() -> str:
     rows = []
     for k, step in plan.STEPS.items():
         each = plan.seconds(step, args, sky)
-        waits = [f"the same part of {other}" for other in step.after]
-        waits += [f"all of {other}" for other in step.barrier]
+        named = {"the same part of ": step.after, "all of ": step.barrier}
+        waits = [what + ", ".join(map(str, others)) for what, others in named.items() if others]
         jobs = "1" if step.whole else f"{PARTS}"
         jobs += f", {args.archive_tasks} at a time" if step.asks else ""
         times = f"{each.max() / 60:.0f}", plan.minutes(each.max(), args.slack)
         memory = plan.memory_gb(step, args)
-        rows.append((k, ", ".join(waits) or "nothing", jobs, *times, memory, step.cores))
-    heads = ("step", "waits for", "jobs", "min a job, measured", "limit (min)", "memory (GB)")
+        rows.append((k, "; ".join(waits) or "nothing", jobs, *times, memory, step.cores))
+    heads = ("step", "waits for", "jobs", "min a job", "limit (min)", "memory (GB)")
     return table((*heads, "cores"), rows)
 
 
