@@ -241,7 +241,7 @@ def say(k, args, sky):
     each = seconds(step, args, sky)
     jobs = "one job" if step.whole else f"{sky.n_parts} parts"
     sys.stderr.write(
-        f"step {k:2d} {step.script:28s} {jobs}, {each.max() / 60:.3g} min as measured, limit "
+        f"step {k:2d} {step.script:28s} {jobs}, {each.max() / 60:.3g} min expected, limit "
         f"{minutes(each.max(), args.slack)} min, {memory_gb(step, args)} GB, {step.cores} core(s); "
         f"{each.sum() / 3600:.3g} h in all\n"
     )

@@ -139,8 +139,8 @@ def _create(path, lease) -> bool:
     try:
         draft.write_text(content)
         os.link(draft, path)
-    except FileExistsError:
-        return False
+    except FileExistsError:  # NFS may say so of a link that it made, when its answer got lost
+        return draft.stat().st_nlink == 2
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise

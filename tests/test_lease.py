@@ -121,6 +121,20 @@ def test_where_files_cannot_be_linked_leases_work_too(tmp_path, monkeypatch):
     assert os.listdir(output.parent) == []
 
 
+def test_a_link_that_was_made_though_the_file_system_denies_it_counts(tmp_path, monkeypatch):
+    link = os.link
+
+    def forgetful(*paths):
+        link(*paths)
+        raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr(os, "link", forgetful)
+    output = output_in(tmp_path)
+    with lease.taken(output) as other:
+        assert other is None
+        assert lease.holder(output).pid == os.getpid()
+
+
 def test_a_folder_that_cannot_be_written_leaves_the_words_to_the_writer(tmp_path):
     (tmp_path / "folder").touch()
     with lease.taken(output_in(tmp_path)) as other:
