@@ -3,6 +3,8 @@
 # make test    the tests
 # make test-tap    the tests with a real TAP server, which they INSTALL on this machine (Debian
 #              bookworm, as root, about 3 minutes; skipped elsewhere): for CI and containers
+# make test-slurm  the tests with a real Slurm, which they INSTALL on this machine (Debian or Ubuntu,
+#              as root; skipped elsewhere): for CI and containers
 # make lint    style checks
 # make bench   speed and memory, per core (some need the model of make demo)
 # make calibration   are the errors true? simulated and real stars, published extinction laws, a
@@ -21,7 +23,7 @@ RUN_ALL = failed=0; for script in $(1); do echo "== $$script"; $(PY) $$script ||
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo stars test test-tap lint bench calibration clean
+.PHONY: demo stars test test-tap test-slurm lint bench calibration clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/run.stamp
@@ -35,6 +37,9 @@ test: $(VENV)/dev.stamp
 
 test-tap: $(VENV)/dev.stamp
 	@$(PY) -m pytest -q -rs -m tap
+
+test-slurm: $(VENV)/dev.stamp
+	@$(PY) -m pytest -q -rs -m slurm
 
 lint: $(VENV)/dev.stamp
 	@$(PY) -m ruff check --quiet .

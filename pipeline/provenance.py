@@ -24,15 +24,30 @@ MOST_INPUTS = 64  # named one by one in an output; more are named by folder
 PACKAGES = ("numpy", "scipy", "h5py", "astropy", "tensorflow", "pyarrow")
 
 
+def _git(here, *words) -> str:
+    """Answer of git, which may take no lock: many jobs ask at once, beside people who commit."""
+    done = subprocess.run(
+        ["git", "-C", str(here), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+        env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+    )
+    return done.stdout.strip()
+
+
 @functools.cache
 def project_version() -> str:
-    """`git describe` of the project, else its VERSION file, else "unknown"."""
+    """`git describe` of the project, else its VERSION file, else "unknown".
+
+    Whether it is dirty `git status` tells: `git describe --dirty` would take a lock all the same.
+    """
     here = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--tags"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
+        version = _git(here, "describe", "--always", "--tags")
+        dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
+        return version + ("-dirty" if dirty else "")
     with contextlib.suppress(OSError):
         return (here / "VERSION").read_text().strip()
     return "unknown"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import signals
+from pipeline import lease, signals
 from pipeline.errors import (
     CLOSED,
     FULL,
@@ -30,6 +30,8 @@ from pipeline.select import chosen_partition
 from pipeline.whole_files import remove_dead_temporaries
 
 MOST_FAILED = 20  # reasons of failures in a summary; the log has all
+HELD = "in work elsewhere"  # outcome of a shard
+HELD_STATUS = 3  # exit status where nothing failed, but such shards are left
 NAMED_FIDS = 4  # shards in it of each reason
 _log = None  # of the run, for what ends it
 
@@ -131,19 +133,34 @@ def _require_release(output, args):
             reader.require_release(args.release)
 
 
+def _is_complete(fid, output, args, inputs_of, log, kind, settings) -> bool:
+    """Whether nothing is left to do for a shard; why something is, is logged."""
+    if args.overwrite:
+        return False
+    deep = getattr(args, "check", False)
+    state = output_state(output, inputs_of(fid), kind, settings, deep)
+    if state.status is Status.COMPLETE:
+        _require_release(output, args)
+        return True
+    if state.status is not Status.ABSENT and log:
+        log.warning("%s: %s output is made again: %s", fid, state.status.value, state.reason)
+    return False
+
+
 def _run_one(fid, args, inputs_of, output_of, process, log, kind, settings) -> tuple[str, dict]:
-    """Outcome ("done" or "already complete") and counters of one shard."""
+    """Outcome ("done", "already complete" or HELD) and counters of one shard."""
     signals.check()
     output, began = output_of(fid), time.monotonic()
-    if not args.overwrite:
-        deep = getattr(args, "check", False)
-        state = output_state(output, inputs_of(fid), kind, settings, deep)
-        if state.status is Status.COMPLETE:
-            _require_release(output, args)
+    state = fid, output, args, inputs_of
+    if _is_complete(*state, None, kind, settings):
+        return "already complete", {}
+    with lease.taken(output) as other:
+        if other is not None:
+            log.warning("%s: left to %s, which is making it", fid, other.words())
+            return HELD, {}
+        if _is_complete(*state, log, kind, settings):  # another process had it until now
             return "already complete", {}
-        if state.status is not Status.ABSENT:
-            log.warning("%s: %s output is made again: %s", fid, state.status.value, state.reason)
-    counters = process(fid, output, log) or {}
+        counters = process(fid, output, log) or {}
     counted = ", ".join(f"{name} {value}" for name, value in counters.items())
     log.info("%s: done in %.1f s. %s", fid, time.monotonic() - began, counted)
     return "done", counters
@@ -188,9 +205,11 @@ def run_shards(
     output and may return counters {name: number}, which are logged and summed. Outcomes of a
     shard: already complete (skipped unless args.overwrite); absent, partial or stale (made, the
     last two with a warning that tells why); failed (any exception: logged with its traceback in
-    the log file; the others go on). A UsageError, with which no shard can be made, ends the run.
-    Returns 0 where all are done, 1 where some failed, 128 and its number where a signal ended the
-    run: the shards under way are given up, and the summary says what was done.
+    the log file; the others go on); in work elsewhere (another process is making it: tried once
+    more at the end). A UsageError, with which no shard can be made, ends the run. Returns 0 where
+    all are done, 1 where some failed, HELD_STATUS where some are in work elsewhere, 128 and its
+    number where a signal ended the run: the shards under way are given up, and the summary says
+    what was done.
 
     kind: of the outputs (a key of `schema.FILES`), where their folder does not say it.
     settings: {attribute: value} that the outputs are written with; one of another is made again.
@@ -199,30 +218,43 @@ def run_shards(
     """
     log = log or setup_logging(script, args.log, args)
     log.info("%s %s: %d shards selected", script, project_version(), len(fids))
-    outcomes, totals, failed, ended = Counter(), Counter(), {}, None
+    outcomes, totals, failed, ended, held = Counter(), Counter(), {}, None, set()
     _prepare_folders({output_of(fid).parent for fid in fids})
 
     def work(fid):
+        held.discard(fid)
         with collect_failure(fid, failed, log, fatal=UsageError):
-            return _run_one(fid, args, inputs_of, output_of, process, log, kind, settings)
+            one = _run_one(fid, args, inputs_of, output_of, process, log, kind, settings)
+            if one[0] == HELD:
+                held.add(fid)
+            return one
         return None
 
     try:
-        results = map_threads(work, fids, script, jobs, on_interrupt)
-        for outcome, counters in filter(None, results):
-            outcomes[outcome] += 1
-            totals.update(counters)
+        todo = fids
+        for _ in range(2):
+            results = map_threads(work, todo, script, jobs, on_interrupt)
+            for outcome, counters in filter(None, results):
+                outcomes[outcome] += 1
+                totals.update(counters)
+            todo = sorted(held)
+            if not todo:
+                break
     except KeyboardInterrupt as error:
         ended = error
     done = f"{outcomes['done']} done, {outcomes['already complete']} already complete"
     reasons = f": {reasons_of(failed)}" if failed else ""
     counted = "".join(f"\n  {name}: {value}" for name, value in totals.items())
-    message = f"{script}: {done}, {len(failed)} failed{reasons}{counted}"
+    others = f", {len(held)} {HELD}: {shortened(sorted(held), NAMED_FIDS)}" if held else ""
+    message = f"{script}: {done}, {len(failed)} failed{reasons}{others}{counted}"
     if ended is not None:
-        left = len(fids) - outcomes.total() - len(failed)
+        done_with = outcomes["done"] + outcomes["already complete"]
+        left = len(fids) - done_with - len(failed)
         message += f"\n{script}: {_ended_by(ended)}, {left} shards not made: {AGAIN}"
     log.info(message, extra={"summary": True})
-    return status_of(ended) if ended is not None else 1 if failed else 0
+    if ended is not None:
+        return status_of(ended)
+    return 1 if failed else HELD_STATUS if held else 0
 
 
 AGAIN = "run the same command again, which goes on from there"

@@ -5,7 +5,6 @@ level-8 nested HEALPix pixels that it covers.
 """
 
 import argparse
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipeline.errors import ShardError, UsageError, shortened
 from pipeline.schema import COSTS, DEFAULT_RELEASE, FILES, KINDS, describe, load_release
 
 PARTS = "XPFWD_PARTS"  # variable of the environment: as --parts
+HELD_WORDS = "exit status 3: nothing failed, but other processes are at work on some shards"
 FID_PATTERN = re.compile(r"\d{6}-\d{6}")
 
 
@@ -131,11 +131,29 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
         help="read finished shards whole, and make those again that do not hold what was written",
     )
     parser.add_argument("--log", type=Path, help="default: DATA_DIR/logs/SCRIPT[_part].log")
+    parser.epilog = f"{HELD_WORDS}\n\n{parser.epilog or ''}"
 
 
-def partition_of(fid: str, n: int) -> int:
-    """Part 0..n-1 of a shard: a hash of its name alone, so parts do not move as files come."""
-    return int.from_bytes(hashlib.sha256(fid.encode()).digest()[:8], "big") % n
+def dealing_order(data_dir, kind) -> list[str]:
+    """The fids of a data directory in the order in which they are dealt out to parts.
+
+    By name those of the spectra, which all steps have in common: so a part is the same shards in
+    every step, however many of a step's inputs are there yet. Then those of a kind without spectra.
+    """
+    spectra = list_fids(data_dir, "xp")
+    return spectra + sorted(set(list_fids(data_dir, kind)) - set(spectra))
+
+
+def in_part(fids, order, part) -> list[str]:
+    """Those of `fids` in a part (N, K) of `order`, dealt out like cards; all where it is None.
+
+    So parts differ by one shard at most, and are the same as long as `order` is.
+    """
+    if part is None:
+        return list(fids)
+    n, k = part
+    dealt = set(order[k::n])
+    return [fid for fid in fids if fid in dealt]
 
 
 def chosen_partition(args) -> tuple[int, int] | None:
@@ -196,5 +214,5 @@ def select_fids(args, kind) -> list[str]:
 
     Raises UsageError as `named_fids` does, and for an impossible partition.
     """
-    fids, part = named_fids(args, kind), chosen_partition(args)
-    return [fid for fid in fids if part is None or partition_of(fid, part[0]) == part[1]]
+    order = dealing_order(args.data_dir, kind)
+    return in_part(named_fids(args, kind), order, chosen_partition(args))

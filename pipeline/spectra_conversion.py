@@ -5,7 +5,7 @@ from pipeline.errors import UsageError, shortened
 from pipeline.provenance import provenance
 from pipeline.row_store import folder_beside
 from pipeline.run import run_shards
-from pipeline.select import chosen_partition, list_fids, output_path, partition_of
+from pipeline.select import chosen_partition, in_part, list_fids, output_path
 from pipeline.spectra_merge import require_apart
 from pipeline.spectra_others import read_others, sort_into_shards
 from pipeline.spectra_shards import Form, convert, put_others_together
@@ -26,9 +26,8 @@ def chosen_fids(args, found) -> list[str]:
     unknown = sorted(set(args.shards or ()) - set(found))
     if unknown:
         raise UsageError(f"--shards {shortened(unknown)}: not among the inputs")
-    part = chosen_partition(args)
     fids = sorted(set(args.shards or found))
-    return [fid for fid in fids if part is None or partition_of(fid, part[0]) == part[1]]
+    return in_part(fids, sorted(found), chosen_partition(args))
 
 
 def log_slow_parts(log):

@@ -50,3 +50,10 @@ def run_code(code, *args, **kwargs):
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)], env=env, stdout=subprocess.PIPE, **kwargs
     )
+
+
+def dead_pid():
+    """The number of a process that ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid

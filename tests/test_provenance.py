@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 
 import h5py
 import numpy as np
@@ -218,3 +219,22 @@ def test_a_deep_check_finds_other_content_under_good_checksums(tmp_path):
     state = output_state(path, deep=True)
     assert state.status is Status.PARTIAL
     assert "dataset flux does not hold what was written" in state.reason
+
+
+def test_asking_git_for_the_version_takes_no_lock(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@localhost"]
+    file = tmp_path / "pipeline" / "code.py"
+    file.parent.mkdir()
+    file.write_text("1")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"], ["tag", "v1"]):
+        subprocess.run([*git, *words], check=True)
+    os.utime(file, (1, 1))  # the index does not know this time: git would write it anew
+    index = tmp_path / ".git" / "index"
+    before = index.stat()
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    assert provenance.project_version.__wrapped__() == "v1"
+    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    subprocess.run([*git, "describe", "--dirty", "--tags"], check=True, capture_output=True)
+    assert index.stat().st_ino != before.st_ino  # so the test above can tell
+    file.write_text("2")
+    assert provenance.project_version.__wrapped__() == "v1-dirty"

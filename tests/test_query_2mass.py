@@ -11,7 +11,7 @@ import gen_xp_input_allsources
 import query_2mass as step
 import query_xp_metadata
 from pipeline.read import ShardReader
-from pipeline.select import list_fids, partition_of, shard_path
+from pipeline.select import list_fids, shard_path
 
 FID = "000000-000099"
 DATASETS = step.datasets_of(DR3)
@@ -223,7 +223,6 @@ def test_matches_from_a_real_tap_server_are_those_of_a_loop_over_the_tables(arch
 @pytest.mark.tap
 def test_two_partitions_at_a_real_server_equal_one_run_and_feed_the_next_steps(archive, tmp_path):
     fids = list_fids(archive.data_dir, "xp")[:3]
-    assert {partition_of(fid, 2) for fid in fids} == {0, 1}
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     for folder in (whole, parted):
         for fid in fids:

@@ -7,18 +7,57 @@ from pipeline import schema, select
 from pipeline.errors import ShardError, UsageError
 
 
-def test_every_shard_is_in_exactly_one_part_which_never_moves(tmp_path):
-    fids = fid_list(60)
+def parts_of(data_dir, n, kind="xp", options=()):
+    return [
+        select.select_fids(arguments(data_dir, "--partition", n, k, *options), kind)
+        for k in range(n)
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 4, 7, 60, 75])
+def test_every_shard_is_in_exactly_one_part_and_parts_are_even(tmp_path, n):
+    touch_shards(tmp_path, fid_list(60))
+    parts = parts_of(tmp_path, n)
+    assert sorted(fid for part in parts for fid in part) == fid_list(60)
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_parts_of_a_whole_sky_on_1000_tasks_are_even():
+    fids = fid_list(3386)
+    sizes = [len(select.in_part(fids, fids, (1000, k))) for k in range(1000)]
+    assert (min(sizes), max(sizes), sum(sizes)) == (3, 4, 3386)
+
+
+def test_a_part_is_the_same_shards_in_every_step_whatever_is_there_of_its_own_inputs(tmp_path):
+    fids = fid_list(30)
     touch_shards(tmp_path, fids)
-    parts = [select.select_fids(arguments(tmp_path, "--partition", 4, k), "xp") for k in range(4)]
-    assert sorted(fid for part in parts for fid in part) == fids
-    assert all(parts)
-    for fid in fids[::2]:
-        select.shard_path(tmp_path, "xp", fid).unlink()
-    for k, part in enumerate(parts):
-        left = select.select_fids(arguments(tmp_path, "--partition", 4, k), "xp")
-        assert set(left) == set(part) & set(fids[1::2])
-    assert select.partition_of("000000-003111", 1000) == 128  # the same on every machine
+    parts = parts_of(tmp_path, 4)
+    there = fids[3:25:3]
+    touch_shards(tmp_path, there, "metadata")
+    for part, found in zip(parts, parts_of(tmp_path, 4, "metadata"), strict=True):
+        assert found == [fid for fid in part if fid in there]
+    for part, found in zip(parts, parts_of(tmp_path, 4, "xp", ["--shards", *there]), strict=True):
+        assert found == [fid for fid in part if fid in there]
+
+
+def test_shards_without_spectra_are_dealt_out_too_and_move_no_others(tmp_path):
+    touch_shards(tmp_path, fid_list(9))
+    touch_shards(tmp_path, fid_list(9), "metadata")
+    before = parts_of(tmp_path, 3, "metadata")
+    others = ["000050-000060", "700000-700001", "800000-800001"]
+    touch_shards(tmp_path, others, "metadata")
+    after = parts_of(tmp_path, 3, "metadata")
+    assert sorted(fid for part in after for fid in part) == sorted(fid_list(9) + others)
+    for part, found in zip(before, after, strict=True):
+        assert [fid for fid in found if fid not in others] == part
+        assert len(found) == 4
+
+
+def test_without_spectra_the_shards_of_the_step_are_dealt_out(tmp_path):
+    touch_shards(tmp_path, fid_list(6), "opt_input")
+    parts = parts_of(tmp_path, 4, "opt_input")
+    assert [len(part) for part in parts] == [2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -109,6 +148,13 @@ def test_help_of_a_step_is_its_docstring_and_every_dataset_that_it_writes():
         for name in schema.resolved(kind):
             assert f"  {name} (N" in text
     assert "  flux (N,66) [1e-18 W m-2 nm-1]: XP spectrum" in text
+
+
+def test_help_of_a_shard_step_has_the_exit_status_for_work_elsewhere():
+    parser = select.step_parser("What it does.", "tmass")
+    select.add_shard_arguments(parser)
+    assert "exit status 3: nothing failed" in parser.format_help()
+    assert "  designation (N" in parser.format_help()
 
 
 def parse_release(*words):

@@ -12,6 +12,8 @@ In each file of PAGES, what stands between a line `<!-- table: NAME -->` and the
   steps                  the scripts, and what each of them makes
   costs                  size, time and memory of each step (tables/costs.toml)
   whole_sky              the same of the whole sky, measured (tables/whole_sky.toml)
+  cluster                the jobs that cluster/submit_all.sh makes of the whole sky
+  more_stars             an extrapolation of the costs to ten times as many stars
   folders                the folders of the data directory, and what fills them
   parameters             the parameters of a star, in the order of stellar_params_est
   bands                  the photometric bands of the flux vector
@@ -29,6 +31,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
+from cluster import plan
 from pipeline.schema import (
     BANDS,
     COSTS,
@@ -40,11 +45,21 @@ from pipeline.schema import (
     SURVEYS,
     WHOLE_SKY,
     flags,
+    rate_of,
     resolved,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/files.md", "docs/flags.md", "docs/speed.md", "data/README.md")
+PAGES = (
+    "README.md",
+    "docs/files.md",
+    "docs/flags.md",
+    "docs/speed.md",
+    "docs/cluster.md",
+    "data/README.md",
+)
+DR3_SHARDS, DR3_STARS, PARTS = 3386, 219e6, 100  # of the archive's spectra, and parts by default
+SKIES = {"220 million": 220e6, "2.2 billion": 2.2e9}  # of DR3, and of a release ten times as large
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OPENED = re.compile(r"<!-- table:")
 # What is no shard, and who makes it.
@@ -174,6 +189,48 @@ def whole_sky_table() -> str:
     return table(("step", *titles, "core-hours, whole sky", "TB, whole sky"), rows)
 
 
+def cluster_table() -> str:
+    """The jobs of the whole sky, for DR3."""
+    args = plan.parse_args(["--parts", str(PARTS)])
+    shards = np.bincount(np.arange(DR3_SHARDS) % PARTS)
+    sky = plan.Sky(PARTS, shards, DR3_STARS / DR3_SHARDS * shards)
+    rows = []
+    for k, step in plan.STEPS.items():
+        each = plan.seconds(step, args, sky)
+        named = {"the same part of ": step.after, "all of ": step.barrier}
+        waits = [what + ", ".join(map(str, others)) for what, others in named.items() if others]
+        jobs = "1" if step.whole else f"{PARTS}"
+        jobs += f", {args.archive_tasks} at a time" if step.asks else ""
+        times = f"{each.max() / 60:.0f}", plan.minutes(each.max(), args.slack)
+        memory = plan.memory_gb(step, args)
+        rows.append((k, "; ".join(waits) or "nothing", jobs, *times, memory, step.cores))
+    heads = ("step", "waits for", "jobs", "min a job", "limit (min)", "memory (GB)")
+    return table((*heads, "cores"), rows)
+
+
+def more_stars_table() -> str:
+    """What the steps cost, for several numbers of stars: all but the training, which is capped."""
+    rows, sums = [], np.zeros(2 * len(SKIES))
+    for script in COSTS:
+        rate, number = rate_of(script), step_number(script)
+        if number in (7, 8):
+            continue
+        amounts = [x for n in SKIES.values() for x in (n * rate.star_us / 36e8, n * rate.star_kb)]
+        sums += amounts
+        rows.append((number, f"`{script}`", f"{rate.star_us:.0f}", f"{rate.star_kb:.2g}",
+                     f"{rate.memory_gb:.2g}", *_hours_and_terabytes(amounts)))  # fmt: skip
+    total = ("", "in all", "", "", "", *(f"**{cell}**" for cell in _hours_and_terabytes(sums)))
+    heads = [f"{what}, {name}" for name in SKIES for what in ("core-hours", "TB")]
+    return table(("step", "script", "us a star", "kB a star", "GB a process", *heads),
+                 [*sorted(rows), total])  # fmt: skip
+
+
+def _hours_and_terabytes(amounts):
+    """Cells of (core-hours, kB) one after the other."""
+    pairs = zip(amounts[::2], amounts[1::2], strict=True)
+    return [cell for hours, kb in pairs for cell in (f"{hours:.1f}", f"{kb / 1e9:.2g}")]
+
+
 def folders_table() -> str:
     """The folders of the data directory."""
     rows = (
@@ -211,6 +268,8 @@ def make_table(name) -> str:
         "steps": steps_table,
         "costs": costs_table,
         "whole_sky": whole_sky_table,
+        "cluster": cluster_table,
+        "more_stars": more_stars_table,
         "folders": folders_table,
         "parameters": parameters_table,
         "bands": bands_table,

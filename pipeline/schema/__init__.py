@@ -6,7 +6,7 @@ Imports nothing else of the project; reads tables/bands.toml and tables/releases
 from pipeline.schema import flags
 from pipeline.schema.bands import BANDS, SURVEYS, photometry_columns
 from pipeline.schema.columns import FLUX_UNIT, NOISES, STARS, Column
-from pipeline.schema.costs import COSTS, WHOLE_SKY
+from pipeline.schema.costs import COSTS, WHOLE_SKY, Rate, rate_of
 from pipeline.schema.files import (
     FILES,
     KINDS,
@@ -42,11 +42,13 @@ __all__ = [
     "Label",
     "LabelSet",
     "Layout",
+    "Rate",
     "Release",
     "describe",
     "flags",
     "inferred_columns",
     "load_release",
     "photometry_columns",
+    "rate_of",
     "resolved",
 ]
