@@ -1,5 +1,5 @@
 # make demo    the whole chain on 4,000 real stars, results under demo/run/
-# make stars   2 minutes: 100 stars from a list of ids to a table and star pages, demo/run/stars/
+# make stars   a minute: 100 stars from a list of ids to a table and star pages, demo/run/stars/
 # make test    the tests
 # make test-tap    the tests with a real TAP server, which they INSTALL on this machine (Debian
 #              bookworm, as root, about 3 minutes; skipped elsewhere): for CI and containers

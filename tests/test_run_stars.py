@@ -92,3 +92,24 @@ def test_answers_for_stars_that_the_demo_has_not_are_refused(tmp_path, listed, c
             writer.write_array(name, values)
     assert archive_answers.main(["--data-dir", str(listed), "--stars", str(few)]) == 2
     assert str(IDS[3]) in capfd.readouterr().err
+
+
+def test_answers_of_the_list_equal_those_of_the_bulk_path_bit_for_bit(listed, bulk):
+    """By the starter model, compiled as in step 10: the list alone, and in the midst of others."""
+    from fitting.catalogue import infer
+    from fitting.model_file import load_model
+    from fitting.star_solver import StarSolver
+    from pipeline.schema import load_release
+    from xp_opt_allsources import BATCH_STARS
+
+    trained = load_model(ROOT / run_stars.MODEL / "model.h5", load_release("dr3"))
+    solver = StarSolver(trained.stellar, BATCH_STARS["CPU"])
+    one, other = inputs(listed), inputs(bulk)
+    rows = join_rows(one["gdr3_source_id"], other["gdr3_source_id"])
+    rng = np.random.default_rng(7)
+    more = rng.permutation(np.union1d(rows, rng.choice(len(other["plx"]), 250, replace=False)))
+    alone = infer(one, solver, trained)
+    among = infer({name: values[more] for name, values in other.items()}, solver, trained)
+    place = join_rows(rows, more)
+    for name, values in alone.items():
+        assert values.tobytes() == np.ascontiguousarray(among[name][place]).tobytes(), name
