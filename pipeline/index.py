@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.schema import KINDS
 from pipeline.select import FID_PATTERN
-from pipeline.write import write_text
+from pipeline.whole_files import write_text
 
 INDEX = Path("logs") / "status_index.json"  # below the data directory
 WANTED = ("complete", "n_rows", "content_id", "format", "kind", "script", "inputs")

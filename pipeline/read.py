@@ -13,7 +13,7 @@ import numpy as np
 from pipeline import content
 from pipeline.errors import ShardError, unreadable
 from pipeline.own_content import require_own
-from pipeline.schema import FILES, KINDS, Layout, resolved
+from pipeline.schema import FILES, KINDS, LabelSet, Layout, resolved
 from pipeline.select import shard_path
 from pipeline.xp_basis import load_xp_basis
 
@@ -364,12 +364,23 @@ def open_shard(data_dir, kind, fid, release) -> ShardReader:
         if "script" in reader.attrs:  # of what others made, what is read is checked
             said = reader.attrs.get("kind")
             held = said if said == "sampled" and kind == "xp" else kind
-            datasets = resolved(held, Layout(release))
+            datasets = resolved(held, _layout_of(reader, release))
             reader.check(datasets.only([name for name in datasets if reader.has(name)]))
     except BaseException:
         reader.close()
         raise
     return reader
+
+
+def _layout_of(reader, release) -> Layout:
+    """The release, and the labels that a file says it is of; ShardError where these are none."""
+    said = reader.attrs.get("labels")
+    try:
+        return Layout(release) if said is None else Layout(release, LabelSet.from_json(said))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(
+            f"{reader.path}: its attribute `labels` cannot be read ({error}): make the file again"
+        ) from error
 
 
 def _declared(kind, names, release):

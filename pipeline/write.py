@@ -20,7 +20,7 @@ from pipeline.read import HDF5_ERRORS, check_whole, id_hash
 from pipeline.whole_files import Sink, put_in_place, remove_dead_temporaries, temporary_beside
 
 CHUNK_BYTES = 1 << 18  # of a dataset's chunk: small enough for sparse rows, large enough for gzip
-FORMAT = ("v110", "v110")  # of HDF5, the first whose structures all have checksums
+FORMAT = h5py.h5f.LIBVER_V110  # of HDF5, the first whose structures all have checksums
 GROWN_ROWS = 8192  # most in a chunk where the number of rows is not known before
 
 
@@ -64,6 +64,17 @@ class _Column:
             self.written = np.concatenate([self.written, np.zeros(more, bool)])
 
 
+def _new_file(sink) -> h5py.File:
+    """An empty HDF5 file written to a file object; the same content gives the same bytes, so the
+    root group has no times (h5py.File has no option for that)."""
+    created, access = (h5py.h5p.create(x) for x in (h5py.h5p.FILE_CREATE, h5py.h5p.FILE_ACCESS))
+    created.set_obj_track_times(False)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_libver_bounds(FORMAT, FORMAT)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, sink)
+    return h5py.File(h5py.h5f.create(b"sink", h5py.h5f.ACC_TRUNC, created, access))
+
+
 class ShardWriter:
     """Write an HDF5 file that appears under its final name only when whole.
 
@@ -96,7 +107,7 @@ class ShardWriter:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 remove_dead_temporaries(self.path)
                 self._sink = Sink(self._temporary)
-                self._file = h5py.File(self._sink, "w", libver=FORMAT)
+                self._file = _new_file(self._sink)
                 self._file.attrs["complete"] = False
         except BaseException:
             self._give_up()

@@ -2,10 +2,9 @@
 
 import json
 
-import h5py
 import healpy
 import numpy as np
-from helpers import FIDS
+from helpers import FIDS, changed
 
 from pipeline.schema import Layout, resolved
 from pipeline.select import shard_path
@@ -98,5 +97,5 @@ def write_catalogue(data_dir, n=600, layout=None, seed=0, **how):
 
 def set_attribute(path, name, value):
     """Change a root attribute of a shard."""
-    with h5py.File(path, "r+") as file:
+    with changed(path) as file:
         file.attrs[name] = value

@@ -16,7 +16,10 @@ from pipeline.write import ShardWriter
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 STEP = """
-import argparse, sys, time
+import argparse, signal, sys, time
+for number in (signal.SIGHUP, signal.SIGTERM):  # which the tests may have been told to ignore
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 from pipeline import run, select, write
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers import changed
 from shard_case import ROOT, arguments, dead_pid, fid_list
 
 from pipeline import index, lease, run, select
@@ -102,7 +103,7 @@ def test_every_state_is_told_with_its_reason(sky):
     shard_path(sky, "tmass", fids[2]).write_bytes(b"")
     make(sky, "tmass", fids[3], format=0)
     make(sky, "xp", fids[4], value=2.0)
-    with h5py.File(shard_path(sky, "tmass", fids[5]), "r+") as file:
+    with changed(shard_path(sky, "tmass", fids[5])) as file:
         file.attrs["complete"] = False
     found = states(sky, "tmass")
     assert [found[fid][0] for fid in fids] == [
