@@ -9,7 +9,7 @@ In each file of PAGES, what stands between a line `<!-- table: NAME -->` and the
 
   files                  a section on each kind of file, with the table of its datasets
   a kind of file         the table of its datasets alone, as of opt_output
-  steps                  the scripts, and what each of them makes
+  steps                  the commands, what each makes, what it costs for a million stars
   costs                  size, time and memory of each step (tables/costs.toml)
   whole_sky              the same of the whole sky, measured (tables/whole_sky.toml)
   cluster                the jobs that cluster/submit_all.sh makes of the whole sky
@@ -52,6 +52,7 @@ from pipeline.schema import (
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
+    "docs/steps.md",
     "docs/files.md",
     "docs/flags.md",
     "docs/speed.md",
@@ -68,8 +69,10 @@ SINGLE_FILES = {
     "training": "`training_data.h5`",
     "validation": "`output_folder/validation.h5`",
 }
-LABELS_STEP = (6, "(your own)", "`training_params.h5`", "stars with known labels")
-MODEL = ("`output_folder/`", "the model, its figures, and how good it is")
+LABELS_STEP = (6, "(your own)", "stars with known labels: `training_params.h5`", "", "", "")
+MODEL = "the model, its figures, and how good it is: `output_folder/`"
+TRAINING = 8  # the step whose cost does not follow the number of stars
+KINDS_STEPS = {kind.step for kind in KINDS.values()}  # made of the whole sky
 FLAGS = {
     "quality_flags": flags.quality_flag(DEFAULT_LABELS),
     "input_flags": flags.InputFlag,
@@ -149,13 +152,26 @@ def step_number(script) -> int:
 
 
 def steps_table() -> str:
-    """The ten steps: script, and what it makes."""
+    """The ten steps: command, what it makes, what it costs for a million stars and for the sky."""
     made = {}
     for name, kind in FILES.items():
-        made.setdefault(kind.step, (place_of(name), kind.title))
+        made.setdefault(kind.step, f"{kind.title}: {place_of(name)}")
     made[FILES["validation"].step] = MODEL
-    rows = [(step_number(script), f"`{script}`", *what) for script, what in made.items()]
-    return table(("#", "script", "makes", "which is"), sorted([*rows, LABELS_STEP]))
+    rows = [LABELS_STEP]
+    hours, terabytes = 0.0, 0.0
+    for script, what in made.items():
+        rate, number = rate_of(script), step_number(script)
+        minutes = (rate.start_s + rate.star_us) / 60 if number == TRAINING else rate.star_us / 60
+        size = "" if number == TRAINING else f"{rate.star_kb:.2g}"
+        costs = f"{minutes:.2g}", size, f"{rate.memory_gb:.2g}"
+        rows.append((number, f"`{COSTS[script].command}`", what, *costs))
+        if script in KINDS_STEPS:
+            hours += DR3_STARS * rate.star_us / 36e8
+            terabytes += DR3_STARS * rate.star_kb / 1e9
+    total = ("", "**in all, the sky's 219 million**", "", f"**{hours:.0f} hours**",
+             f"**{terabytes:.1f} TB**", "")  # fmt: skip
+    heads = ("#", "`python ...`", "makes", "minutes", "GB", "memory (GB)")
+    return table(heads, [*sorted(rows), total])
 
 
 def costs_table() -> str:

@@ -9,11 +9,13 @@ TABLES = Path(__file__).resolve().parents[2] / "tables"
 
 @dataclass(frozen=True)
 class Cost:
-    """Size of the output, time and memory of a step, in words; the command that measures them.
+    """The usual command of a step (without "python"); size of its output, time and memory, in
+    words; the command that measures them.
 
     sky: its entry in WHOLE_SKY; numbers: of `Rate`, where that has others or none.
     """
 
+    command: str
     size: str
     time: str
     memory: str
