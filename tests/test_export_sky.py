@@ -214,3 +214,28 @@ def test_the_hats_package_reads_it_and_finds_it_valid(exported):
     catalogue = hats.read_hats(exported[0]).main_catalog
     assert catalogue.catalog_info.total_rows == N
     assert len(catalogue.get_healpix_pixels()) == len(files(exported[0]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(importlib.util.find_spec("lsdb") is None, reason="the package lsdb is absent")
+def test_lsdb_opens_it_cuts_searches_a_cone_and_joins_by_place(exported):
+    import dask
+    import lsdb
+
+    out, table = exported
+    ra, dec = np.deg2rad(table["ra"]), np.deg2rad(table["dec"])
+    stars = healpy.ang2vec(table["ra"], table["dec"], lonlat=True)
+    near = np.arccos(np.clip(stars @ stars[7], -1, 1)) < np.deg2rad(20)
+    warm = table["stellar_params_est"][:, 0] > 5
+    with dask.config.set(scheduler="synchronous"):
+        cone = lsdb.open_catalog(str(out)).cone_search(
+            np.rad2deg(ra[7]), np.rad2deg(dec[7]), radius_arcsec=20 * 3600
+        )
+        found = cone.query("teff > 5").compute()
+        ids = table["gdr3_source_id"]
+        assert sorted(found["gdr3_source_id"]) == sorted(ids[near & warm])
+        both = lsdb.open_catalog(str(out)).crossmatch(cone, radius_arcsec=0.01, n_neighbors=1)
+        both = both.compute()
+    names = [name for name in both.columns if name.startswith("gdr3_source_id")]
+    assert sorted(both[names[0]]) == sorted(ids[near])
+    assert (both[names[0]] == both[names[1]]).all()
