@@ -207,20 +207,20 @@ class NoiseModel(tf.Module):
 
 def upper_triangle(entries, n):
     """Matrices (B, n, n), upper triangular, from entries (B, n (n + 1) / 2), rows one after
-    another. The gradient is written out: that of so many slices would be summed slice by slice."""
+    another. The gradient is written out: it is a selection, too, and not a sum over places."""
+    rows, columns = np.triu_indices(n)
+    places = rows * n + columns
+    sources = np.full(n * n, len(places))  # a zero, but for
+    sources[places] = np.arange(len(places))
 
     @tf.custom_gradient
     def fill(entries):
-        zeros = tf.zeros_like(entries[:, :n])
-        pieces, start = [], 0
-        for row in range(n):
-            pieces += [zeros[:, :row], entries[:, start : start + n - row]]
-            start += n - row
+        padded = tf.pad(entries, ((0, 0), (0, 1)))
 
         def gradient(upstream):
-            return tf.concat([upstream[:, row, row:] for row in range(n)], 1)
+            return tf.gather(tf.reshape(upstream, (-1, n * n)), places, axis=1)
 
-        return tf.reshape(tf.concat(pieces, 1), (-1, n, n)), gradient
+        return tf.reshape(tf.gather(padded, sources, axis=1), (-1, n, n)), gradient
 
     return fill(entries)
 
