@@ -47,7 +47,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import ShardError, UsageError
 from pipeline.export.conditions import Cone
-from pipeline.export.flat import KIND, flat_columns
+from pipeline.export.dust import dust_columns, law_of_catalogue
+from pipeline.export.flat import KIND
 from pipeline.export.folder import make_data_set
 from pipeline.export.layouts import FOLDERS, SKY, data_set
 from pipeline.export.shards import Catalogue, shards_within
@@ -77,6 +78,13 @@ def parse_args(argv=None):
     parser.add_argument("--select", metavar="CONDITION", help="stars for which it is true")
     parser.add_argument(
         "--cone", nargs=3, type=float, metavar=("RA", "DEC", "RADIUS"), help="in degrees"
+    )
+    parser.add_argument(
+        "--dust",
+        type=Path,
+        metavar="MODEL",
+        help="with columns R55, RV, AV, E44_55 and their errors, by the extinction curve of the "
+        "model (output folder of train.py) that the catalogue was made with",
     )
     parser.add_argument("--list-columns", action="store_true", help="print the columns and end")
     parser.add_argument("--shards", nargs="+", metavar="FID", help="only these shards")
@@ -153,8 +161,15 @@ def told_of_failures(args, catalogue, log) -> bool:
     return True
 
 
+def add_dust(args, catalogue):
+    """Give a catalogue the columns of --dust. UsageError where that is not its model."""
+    if args.dust is not None:
+        law = law_of_catalogue(args.dust, catalogue)
+        catalogue.added = dust_columns(law, catalogue.layout.labels)
+
+
 def print_columns(catalogue):
-    for column in flat_columns(catalogue.layout).values():
+    for column in catalogue.columns.values():
         unit = f" [{column.unit}]" if column.unit else ""
         sys.stdout.write(f"{column.name} ({column.dtype}){unit}: {column.text}\n")
 
@@ -187,7 +202,9 @@ def main(argv=None) -> int:
     cone = None if args.cone is None else Cone(*args.cone)
     fids = chosen_fids(args, cone)
     if args.list_columns:
-        print_columns(Catalogue(args.data_dir, fids[:1], args.release))
+        catalogue = Catalogue(args.data_dir, fids[:1], args.release)
+        add_dust(args, catalogue)
+        print_columns(catalogue)
         return 0
     check_output(args)
     log = setup_logging(SCRIPT, args.log or args.out.with_suffix(".log"), args)
@@ -202,6 +219,7 @@ def main(argv=None) -> int:
     )
     if told_of_failures(args, catalogue, log):
         return 1
+    add_dust(args, catalogue)
     try:
         export(args, catalogue, cone, argv, log)
     except UsageError:

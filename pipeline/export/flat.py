@@ -112,7 +112,7 @@ def _solution(datasets, kind, labels):
             yield _column(f"{name}_err", dtype, unit, text, ucd, (err,), of)
 
 
-def _correlation(n, first, second):
+def correlation(n, first, second):
     """What makes the correlation of two parameters of n from the covariance's triangle."""
     at = {pair: k for k, pair in enumerate(zip(*np.triu_indices(n), strict=True))}
 
@@ -134,7 +134,7 @@ def _correlations(labels):
         name = f"{flat_name(one)}_{flat_name(other)}_corr"
         text = f"correlation of the errors of {one.title} and {other.title}"
         ucd = _joined_ucd("stat.correlation", one.ucd, other.ucd)
-        of = _correlation(len(parameters), i, j)
+        of = correlation(len(parameters), i, j)
         yield _column(name, "f4", None, text, ucd, (COVARIANCE,), of)
 
 
@@ -173,10 +173,10 @@ def _inferred(datasets, labels):
             yield _as_it_is(data, name.removesuffix("_est"))
 
 
-def flat_columns(layout) -> dict:
+def flat_columns(layout, added=None) -> dict:
     """{name: FlatColumn} of the catalogue, for a `schema.Layout`: id and position first, what was
-    inferred, what was copied from the inputs. A name that is taken, whatever its case, gets
-    `_label` at its end."""
+    inferred, the columns `added` to that, what was copied from the inputs. A name that is taken,
+    whatever its case, gets `_label` at its end."""
     datasets = resolved(KIND, layout)
     made = inferred_columns(layout.labels)
     copied = [name for name in datasets if name not in made]
@@ -185,7 +185,7 @@ def flat_columns(layout) -> dict:
     inferred = {name: datasets[name] for name in datasets if name in made}
     taken = {name.lower() for name in copied}
     out = {name: _as_it_is(datasets[name]) for name in first}
-    for column in _inferred(inferred, layout.labels):
+    for column in (*_inferred(inferred, layout.labels), *(added or {}).values()):
         if column.name.lower() in taken:
             column = replace(column, name=f"{column.name}_label")
         taken.add(column.name.lower())

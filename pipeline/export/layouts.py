@@ -3,7 +3,7 @@
 from functools import partial
 
 from pipeline.errors import UsageError
-from pipeline.export.flat import TEXT, flat_columns
+from pipeline.export.flat import TEXT
 from pipeline.export.folder import DataSet, Part, notes_of
 from pipeline.export.hats import write_hats
 from pipeline.export.published import (
@@ -95,9 +95,10 @@ def fits_parts(catalogue, columns, wanted, told, max_rows):
 
 
 def _published(layout, catalogue, wanted, told, patterns, max_rows):
-    if patterns or max_rows:
+    if patterns or max_rows or catalogue.added:
         raise UsageError(
-            f"--layout {layout}: its columns and files are fixed; leave out --columns, --max-rows"
+            f"--layout {layout}: its columns and files are fixed; leave out --columns, --max-rows, "
+            "--dust"
         )
     return {
         "parts": published_parts(layout, catalogue, wanted, told),
@@ -106,7 +107,7 @@ def _published(layout, catalogue, wanted, told, patterns, max_rows):
 
 
 def _fits(layout, catalogue, wanted, told, patterns, max_rows):
-    columns = chosen_columns(flat_columns(catalogue.layout), patterns)
+    columns = chosen_columns(catalogue.columns, patterns)
     return {
         "parts": fits_parts(catalogue, columns, wanted, told, max_rows or MAX_ROWS[FITS]),
         "columns": flat_rows(columns),
@@ -114,7 +115,7 @@ def _fits(layout, catalogue, wanted, told, patterns, max_rows):
 
 
 def _sky(layout, catalogue, wanted, told, patterns, max_rows):
-    known, max_rows = flat_columns(catalogue.layout), max_rows or MAX_ROWS[SKY]
+    known, max_rows = catalogue.columns, max_rows or MAX_ROWS[SKY]
     columns = sky_columns(chosen_columns(known, patterns), known, catalogue.release)
     parts, left_out = sky_parts(catalogue, columns, wanted, told, max_rows)
     finish = partial(
@@ -138,7 +139,7 @@ def data_set(
 ) -> DataSet:
     """What a layout of FOLDERS makes of a `Catalogue`. UsageError where it cannot."""
     labels = catalogue.layout.labels
-    wanted = chosen_stars(flat_columns(catalogue.layout), labels, select, cone)
+    wanted = chosen_stars(catalogue.columns, labels, select, cone)
     told = about(catalogue, wanted.selection, script, argv, LASTING)
     make = {SKY: _sky, FITS: _fits}.get(layout, _published)
     made = make(layout, catalogue, wanted, told, patterns, max_rows)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import ShardError, UsageError
 from pipeline.export.conditions import FID_LEVEL, pixels_of
-from pipeline.export.flat import KIND
+from pipeline.export.flat import KIND, flat_columns
 from pipeline.read import ShardReader, check_whole, open_shard
 from pipeline.row_store import RowStore
 from pipeline.run import progress
@@ -144,13 +144,13 @@ def groups_by_id(shards) -> list[list[Shard]]:
 class Catalogue:
     """Shards of the catalogue that belong together, as one table sorted by source id.
 
-    failed: {fid: reason} of those that cannot be used. thorough: as of `look_at`. folder: of
-    scratch files.
+    failed: {fid: reason} of those that cannot be used. added: {name: FlatColumn} of further
+    columns. thorough: as of `look_at`. folder: of scratch files.
     """
 
     def __init__(self, data_dir, fids, release, *, mixed_models=False, thorough=False, folder=None):
         self.data_dir, self.release, self.folder = data_dir, release, folder
-        self.shards, self.failed = [], {}
+        self.shards, self.failed, self.added = [], {}, {}
         for fid in progress(fids, "shards looked at"):
             try:
                 self.shards.append(look_at(data_dir, fid, release, thorough))
@@ -162,6 +162,11 @@ class Catalogue:
     @property
     def layout(self) -> Layout:
         return Layout(self.release, LabelSet.from_json(self.shards[0].labels))
+
+    @property
+    def columns(self) -> dict:
+        """{name: FlatColumn} of all that can be written of its stars."""
+        return flat_columns(self.layout, self.added)
 
     @property
     def models(self) -> list[str]:

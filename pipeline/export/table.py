@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.errors import ShardError, UsageError
 from pipeline.export.conditions import Condition, Selection, similar
-from pipeline.export.flat import TEXT, flat_columns
+from pipeline.export.flat import TEXT
 from pipeline.export.writers import FOR_THE_EYE, FORMATS, About
 from pipeline.provenance import provenance
 from pipeline.schema import flags
@@ -19,8 +19,8 @@ NOTES = (*LASTING, "time", "command_line")
 
 
 def chosen_columns(known, patterns=None, for_the_eye=False) -> list:
-    """The columns, of `flat_columns`, that names or patterns like *_corr choose, in their order;
-    None: all but those that are written aside. UsageError where one chooses none."""
+    """The columns, of `Catalogue.columns`, that names or patterns like *_corr choose, in their
+    order; None: all but those that are written aside. UsageError where one chooses none."""
     if not patterns:
         return [column for column in known.values() if for_the_eye or not column.aside]
     chosen = {}
@@ -139,7 +139,7 @@ def format_of(out) -> str:
 def export_table(catalogue, out, patterns=None, select=None, cone=None, *, script, argv) -> Counts:
     """Write the stars of a `Catalogue` as one table, in the format of the ending of `out`, sorted
     by source id; the number of rows. ShardError where it cannot be written, or a shard be read."""
-    ending, known = format_of(out), flat_columns(catalogue.layout)
+    ending, known = format_of(out), catalogue.columns
     columns = chosen_columns(known, patterns, ending in FOR_THE_EYE)
     if ending == ".fits" and any(column.dtype == TEXT for column in columns):
         raise UsageError(f"{out}: columns of words are for {', '.join(FOR_THE_EYE)} and .parquet")
