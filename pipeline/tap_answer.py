@@ -10,6 +10,8 @@ from astropy.io import votable
 
 from pipeline.errors import ShardError
 from pipeline.tap_service import PassingError, first_words
+from pipeline.votable_rows import DamagedError
+from pipeline.votable_scan import Document
 
 ROW_LIMIT_ADVICE = "; give --login and a larger --row-limit"
 MOST_BYTES = 1 << 30  # of an answer, unpacked: that for 65,000 sources takes 40 MB
@@ -42,7 +44,7 @@ def require_size(data: bytes):
 
 
 def parse_answer(data: bytes, row_limit):
-    """{column name in lower case: (n,) masked array} of a VOTable document.
+    """{column name in lower case: (n,) array, masked but for texts} of a VOTable document.
 
     Raises BadAnswerError where it is no whole VOTable or an error document, ShardError where rows
     were cut: the service says OVERFLOW, or there are `row_limit` of them.
@@ -53,27 +55,42 @@ def parse_answer(data: bytes, row_limit):
         kind = "not a VOTable" if b"VOTABLE" not in data[:1000] else "a VOTable cut short"
         raise BadAnswerError(f"{kind}: {first_words(data[:1000])}")
     try:
-        document = votable.parse(io.BytesIO(data), verify="ignore")
+        document = Document(data)
+    except DamagedError as error:
+        raise BadAnswerError(f"a VOTable that cannot be parsed: {error}") from error
+    _require_whole(document.statuses)
+    if len(document.tables) != 1:
+        raise BadAnswerError(f"a VOTable with {len(document.tables)} tables, expected one")
+    (table,) = document.tables
+    columns = _parsed(data) if table.columns is None else table.columns
+    n = len(columns[0][1]) if columns else 0
+    if n >= row_limit:
+        raise ShardError(f"the result has {n} rows, the row limit{ROW_LIMIT_ADVICE}")
+    if table.n_rows not in (None, n):
+        raise BadAnswerError(f"a VOTable of {table.n_rows} rows that has {n}")
+    return {name.lower(): values for name, values in columns}
+
+
+def _require_whole(statuses):
+    """BadAnswerError or ShardError where a QUERY_STATUS [(value, parts of a text)] says that rows
+    are lacking."""
+    for value, words in statuses:
+        if value.upper() == "ERROR":
+            words = first_words("".join(words).encode() or b"no reason given")
+            raise BadAnswerError(f"an error document: {words}")
+        if value.upper() == "OVERFLOW":
+            raise ShardError(f"the service cut the result at its row limit{ROW_LIMIT_ADVICE}")
+
+
+def _parsed(data) -> list:
+    """[(name, (n,) masked array)] of a document with one table, by Astropy."""
+    try:
+        (table,) = votable.parse(io.BytesIO(data), verify="ignore").iter_tables()
     except Exception as error:  # whatever a damaged document makes of the parser
         raise BadAnswerError(f"a VOTable that cannot be parsed: {error!r}") from error
-    tables = list(document.iter_tables())
-    infos = [info for resource in document.resources for info in resource.infos]
-    infos += [info for table in tables for info in table.infos] + list(document.infos)
-    for info in infos:
-        status = info.value.upper() if info.name == "QUERY_STATUS" else ""
-        if status == "ERROR":
-            words = first_words((info.content or "no reason given").encode())
-            raise BadAnswerError(f"an error document: {words}")
-        if status == "OVERFLOW":
-            raise ShardError(f"the service cut the result at its row limit{ROW_LIMIT_ADVICE}")
-    if not tables:
-        raise BadAnswerError("a VOTable without a table")
-    table = tables[0]
-    if len(table.array) >= row_limit:
-        raise ShardError(f"the result has {len(table.array)} rows, the row limit{ROW_LIMIT_ADVICE}")
-    names = [field.name.lower() for field in table.fields]
+    names = [field.name for field in table.fields]
     columns = table.array.dtype.names or ()
-    return {name: table.array[column] for name, column in zip(names, columns, strict=True)}
+    return [(name, table.array[column]) for name, column in zip(names, columns, strict=True)]
 
 
 def plain_columns(answer, dtypes) -> dict:
@@ -91,6 +108,8 @@ def plain_columns(answer, dtypes) -> dict:
 def _plain(name, column, dtype):
     null, values = np.ma.getmaskarray(column), np.ma.getdata(column)
     kind = np.dtype(dtype).kind
+    if kind == "S" and values.dtype.kind == "S":
+        return np.strings.strip(values)
     if kind == "S":
         return np.strings.encode(np.strings.strip(np.where(null, "", values).astype(str)), "utf-8")
     if kind == "b":
