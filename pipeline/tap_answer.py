@@ -67,7 +67,7 @@ def parse_answer(data: bytes, row_limit):
     if n >= row_limit:
         raise ShardError(f"the result has {n} rows, the row limit{ROW_LIMIT_ADVICE}")
     if table.n_rows not in (None, n):
-        raise BadAnswerError(f"a VOTable of {table.n_rows} rows that has {n}")
+        raise BadAnswerError(f"a VOTable of {table.n_rows} rows of which {n} came")
     return {name.lower(): values for name, values in columns}
 
 

@@ -7,6 +7,7 @@ are bytes (dtype S); columns of other forms (arrays, texts beyond ASCII) are lef
 """
 
 import binascii
+import re
 import struct
 from dataclasses import dataclass
 
@@ -97,11 +98,10 @@ class Text:
         self._character = np.dtype(CHARACTERS[field.datatype])
         self.varies = size.endswith("*")
         length = size.removesuffix("*")
-        if not (length.isascii() and length.isdigit() or size == "*") or length == "0":
+        if size != "*" and not re.fullmatch("[1-9][0-9]{0,3}", length):
             raise OtherFormError(f"column {field.name}: arraysize={size}")
-        if not self.varies and int(length) > LONGEST_TEXT:
-            raise OtherFormError(f"column {field.name}: texts of {length} characters")
-        self.dtype = np.dtype(">u4" if self.varies else f"V{int(length) * self.character_bytes}")
+        self._most = int(length) if length else LONGEST_TEXT
+        self.dtype = np.dtype(">u4" if self.varies else f"V{self._most * self.character_bytes}")
 
     @property
     def character_bytes(self):
@@ -115,6 +115,8 @@ class Text:
             outside = np.logical_or.accumulate(codes == 0, axis=1)
         else:
             outside = np.arange(codes.shape[1]) >= lengths[:, None]
+            if lengths.max(initial=0) > self._most:
+                raise OtherFormError(f"column {self._name}: texts longer than it says")
         if (((codes < ord(" ")) | (codes > ord("~"))) & ~outside).any():
             raise OtherFormError(f"column {self._name}: characters beyond printable ASCII")
         plain = np.where(outside, 0, codes).astype("u1")
@@ -122,7 +124,10 @@ class Text:
 
 
 def column_of(field):
-    """The Number or Text that a Field describes. OtherFormError where it is neither."""
+    """The Number or Text that a Field describes. OtherFormError where it is neither, DamagedError
+    where it has no datatype."""
+    if field.datatype is None:
+        raise DamagedError(f"column {field.name} has no datatype")
     if field.datatype in NUMBERS:
         return Number(field)
     if field.datatype in CHARACTERS:
@@ -151,26 +156,32 @@ class Layout:
                 runs.append([])
         self.runs = [np.dtype(run) for run in runs]
 
-    def split(self, data):
-        """The columns [(n,)] of the whole rows that bytes begin with, and how long these are."""
-        lengths = self._lengths(data)  # (n, number of texts), characters
+    def places(self, data):
+        """Where the parts of the whole rows that bytes begin with start (n, runs and the texts
+        between them), lengths of these texts (n, texts) in characters, and where the rows end."""
+        lengths = self._lengths(data)
         sizes = lengths * [self.columns[k].character_bytes for k in self.texts]
         widths = np.empty((len(lengths), len(self.runs) + len(self.texts)), np.int64)
         widths[:, ::2], widths[:, 1::2] = [run.itemsize for run in self.runs], sizes
         ends = np.cumsum(widths).reshape(widths.shape)
-        ends = ends[ends[:, -1] <= len(data)]  # of the whole rows
-        starts, lengths = ends - widths[: len(ends)], lengths[: len(ends)]
-        cells, texts = self._cells(data, starts[:, ::2]), starts[:, 1::2]
-        for j, k in enumerate(self.texts):
-            width = lengths[:, j].max(initial=1) * self.columns[k].character_bytes
-            cells[k] = _taken(data, texts[:, j], np.dtype(f"V{width}"))
-        null = np.unpackbits(cells["flags"], axis=1).view(bool)
-        lengths = dict(zip(self.texts, lengths.T, strict=True))
-        found = [
-            column.values(cells[k], lengths.get(k) if isinstance(column, Text) else null[:, k])
+        ends = ends[ends[:, -1] <= len(data)]
+        n = len(ends)
+        return ends - widths[:n], lengths[:n], int(ends[-1, -1]) if n else 0
+
+    def values(self, data, starts, lengths) -> list:
+        """The columns [(n,) array] of the rows at such places."""
+        cells = self._cells(data, starts[:, ::2])
+        null = np.unpackbits(cells.pop("flags"), axis=1).view(bool).T
+        beside = dict(enumerate(null))  # what a column's values are made with, beside its cells
+        for k, start, length in zip(self.texts, starts[:, 1::2].T, lengths.T, strict=True):
+            width = length.max(initial=1) * self.columns[k].character_bytes
+            cells[k], beside[k] = _taken(data, start, np.dtype(f"V{width}")), length
+        return [
+            column.values(cells[k], beside[k])
+            if isinstance(column, Number) or column.varies
+            else column.values(cells[k])
             for k, column in enumerate(self.columns)
         ]
-        return found, int(ends[-1, -1]) if len(ends) else 0
 
     def _cells(self, data, starts):
         """{number of a column, or "flags": cells (n,)} of the runs that start at (n, runs)."""
@@ -217,17 +228,17 @@ def _taken(data, starts, dtype):
 
 
 class RowReader:
-    """Reads base64 text, as it comes, into the columns of `fields`.
+    """Reads base64 text, as it comes, into the columns of `fields`; `n_rows` counts the rows.
 
-    OtherFormError where they are not read here (see above), DamagedError where the text is no
-    base64 or its end not that of a row.
+    OtherFormError where such columns are not read here, DamagedError where the text is no base64
+    or its end not that of a row.
     """
 
     def __init__(self, fields):
-        self._fields, self._layout = fields, Layout(fields)
+        self._fields, self._layout, self.n_rows = fields, Layout(fields), 0
         self._text, self._waiting = [], 0
         self._quads, self._padded, self._bytes = b"", False, b""
-        self._parts = []
+        self._parts, self._other = [], None
 
     def feed(self, text):
         """Take more of the text."""
@@ -236,37 +247,44 @@ class RowReader:
         if self._waiting >= BLOCK:
             self._decode()
 
-    def columns(self) -> list:
-        """[(name, (n,) array)] of all columns, when all is fed."""
+    def finish(self):
+        """All is fed."""
         self._decode()
         if self._quads:
             raise DamagedError("the base64 ends too early")
-        if self._bytes or not self._parts:
-            self._split()
         if self._bytes:
             raise DamagedError(f"{len(self._bytes)} bytes after the last whole row")
+
+    def columns(self) -> list:
+        """[(name, (n,) array)] of all columns. OtherFormError where a cell is not read here."""
+        if self._other is not None:
+            raise self._other
         names = (field.name for field in self._fields)
         return list(zip(names, map(_joined, zip(*self._parts, strict=True)), strict=True))
 
     def _decode(self):
         """The rows of the text that waits, as far as it goes."""
         try:
-            text = "".join(self._text).encode("ascii").translate(None, WHITE)
-            self._text, self._waiting = [], 0
-            text = self._quads + text
+            text = self._quads + "".join(self._text).encode("ascii").translate(None, WHITE)
             whole = len(text) // 4 * 4
             if whole and self._padded:
                 raise DamagedError("the base64 goes on after its end")
-            self._quads, self._padded = text[whole:], text.endswith(b"=", 0, whole)
             self._bytes += binascii.a2b_base64(text[:whole], strict_mode=True)
         except ValueError as error:  # binascii's error is one, too
             raise DamagedError(f"not base64: {error}") from error
-        self._split()
+        self._text, self._waiting, self._quads = [], 0, text[whole:]
+        self._padded |= text.endswith(b"=", 0, whole)
+        self._take_rows()
 
-    def _split(self):
-        found, size = self._layout.split(self._bytes)
+    def _take_rows(self):
+        starts, lengths, size = self._layout.places(self._bytes)
+        self.n_rows += len(starts)
+        if self._other is None:
+            try:
+                self._parts.append(self._layout.values(self._bytes, starts, lengths))
+            except OtherFormError as error:
+                self._parts, self._other = [], error
         self._bytes = self._bytes[size:]
-        self._parts.append(found)
 
 
 def _joined(parts):

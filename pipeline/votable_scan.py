@@ -11,15 +11,15 @@ from xml.parsers import expat
 from pipeline.votable_rows import DamagedError, Field, OtherFormError, RowReader
 
 STEP = 1 << 20  # bytes gone through at a time
-MOST_FIELDS, DEEPEST = 10_000, 100  # of any table, of any document
+MOST_FIELDS, DEEPEST = 1000, 100  # of any table, of any document
 FORMS = ("TABLEDATA", "BINARY", "BINARY2", "FITS", "PARQUET")
 
 
 @dataclass
 class Table:
-    """A table: how many rows it claims to have, the form of its data, and its columns."""
+    """A table: the form of its data, and its columns."""
 
-    n_rows: int | None = None
+    n_rows: int | None = None  # that it says it has, or that it has
     form: str | None = None
     fields: list = field(default_factory=list)
     columns: list | None = None  # [(name, (n,) array)], where they were read
@@ -28,7 +28,7 @@ class Table:
 
 
 class Document:
-    """The tables of a VOTable, and what its INFOs called QUERY_STATUS say: [(value, parts of the text)].
+    """A VOTable's `tables`, and [(value, parts of the text)] of its INFOs called QUERY_STATUS.
 
     DamagedError where the document is none, claims more than it can hold, or holds what no answer
     needs: entities of its own, data to be fetched from elsewhere, several streams in a table.
@@ -112,20 +112,9 @@ class Document:
             return
         try:
             self._reader = RowReader(table.fields)
-            self._parser.CharacterDataHandler = self._feed
+            self._parser.CharacterDataHandler = self._reader.feed
         except OtherFormError as error:
             table.other = str(error)
-
-    def _feed(self, text):
-        try:
-            self._reader.feed(text)
-        except OtherFormError as error:
-            self._give_up(error)
-
-    def _give_up(self, error):
-        """What is in a stream is of another form after all."""
-        self.tables[-1].other, self._reader = str(error), None
-        self._parser.CharacterDataHandler = None
 
     def _end(self, name):
         name = name.rpartition(":")[2]
@@ -133,8 +122,16 @@ class Document:
         if name == "INFO":
             self._parser.CharacterDataHandler = None
         elif name == "STREAM" and self._reader is not None:
-            try:
-                self.tables[-1].columns = self._reader.columns()
-            except OtherFormError as error:
-                self._give_up(error)
+            self._rows_of(self.tables[-1], self._reader)
             self._reader, self._parser.CharacterDataHandler = None, None
+
+    @staticmethod
+    def _rows_of(table, reader):
+        reader.finish()
+        if table.n_rows not in (None, reader.n_rows):
+            raise DamagedError(f"a table of {table.n_rows} rows has {reader.n_rows}")
+        table.n_rows = reader.n_rows
+        try:
+            table.columns = reader.columns()
+        except OtherFormError as error:
+            table.other = str(error)
