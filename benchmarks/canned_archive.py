@@ -1,7 +1,11 @@
 """Archives with canned answers, on loopback, and what they are asked about: for benchmarks of what
 steps 2 to 4 do themselves."""
 
+import base64
 import contextlib
+import gzip
+import itertools
+import struct
 import sys
 from types import SimpleNamespace
 
@@ -52,14 +56,79 @@ def lay_out(folder, n, few):
     tiles.mkdir()
     patch = SimpleNamespace(sources=n, tiles=TILES, detections=DETECTIONS)
     ra, dec, *_ = make_patch(tiles, patch, rng)
+    return *lay_out_ids(folder, n, few, {"ra": ra, "dec": dec}), tiles
+
+
+def lay_out_ids(folder, n, few, place):
+    """As `lay_out`, without tiles, at a place {"ra": (n,), "dec": (n,)}."""
+    rng = np.random.default_rng(0)
     ids = ids_of_shard(n, rng)
-    place = {"ra": np.ma.array(ra), "dec": np.ma.array(dec)}
+    place = {name: np.ma.array(values) for name, values in place.items()}
     tables = {"metadata": gaia_table(ids) | place, "tmass": tmass_table(ids, rng)}
     data = {m: folder / f"asked_{m}" for m in (few, n)}
     for m, path in data.items():
         with ShardWriter(shard_path(path, "xp", FID), m, "source_id", {}) as writer:
             writer.write("source_id", 0, ids[:m])
-    return data, tables, tiles
+    return data, tables
+
+
+# ---- what is answered ------------------------------------------------------------------------
+
+DATATYPES = {"i8": "long", "i4": "int", "i2": "short", "f4": "float", "f8": "double"}
+
+
+def field_and_cells(name, column):
+    """Of a column (n,): its FIELD, and its cells [(n,) bytes], of a fixed width but for texts."""
+    values, form = np.ma.filled(column, 0), ""
+    if values.dtype.kind == "U":
+        texts = [text.encode() for text in np.ma.filled(column, "").tolist()]
+        cells, form = [struct.pack(">I", len(text)) + text for text in texts], 'char" arraysize="*'
+    elif values.dtype.kind == "b":
+        masked = np.ma.getmaskarray(column)
+        cells, form = list(np.where(masked, b"?", np.where(values, b"T", b"F"))), "boolean"
+    else:
+        big = values.astype(values.dtype.newbyteorder(">"))
+        cells, form = big.view(f"V{big.itemsize}").tolist(), DATATYPES[values.dtype.str[1:]]
+    return f'<FIELD name="{name}" datatype="{form}"/>', cells
+
+
+def archive_document(columns, status="OK"):
+    """A VOTable of {name: (n,) masked array} in the Gaia archive's form: BINARY2, texts of any
+    length, gzip."""
+    null = np.array([np.ma.getmaskarray(np.ma.asarray(column)) for column in columns.values()])
+    flags = np.packbits(null.T, axis=1)
+    cells = [list(map(bytes, flags))]
+    fields = []
+    for name, column in columns.items():
+        field, its = field_and_cells(name, column)
+        fields.append(field)
+        cells.append(its)
+    rows = b"".join(itertools.chain.from_iterable(zip(*cells, strict=True)))
+    text = (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        '<VOTABLE version="1.4" xmlns="http://www.ivoa.net/xml/VOTable/v1.3">'
+        f'<RESOURCE type="results"><INFO name="QUERY_STATUS" value="{status}"/>'
+        f"<TABLE>{''.join(fields)}<DATA><BINARY2><STREAM encoding='base64'>"
+        f"{base64.encodebytes(rows).decode()}</STREAM></BINARY2></DATA></TABLE></RESOURCE></VOTABLE>"
+    )
+    return gzip.compress(text.encode(), 6)
+
+
+class Archive(TapStub):
+    """The stub, with answers in the archive's form, each made once."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._made = {}
+
+    def answer(self, query, fault):
+        if query not in self._made:
+            self._made[query] = super().answer(query, fault)
+        return self._made[query]
+
+    def document(self, table, fault=None):
+        columns = {name: np.ma.asarray(table[name]) for name in table.colnames}
+        return archive_document(columns, "OVERFLOW" if fault == "overflow" else "OK")
 
 
 @contextlib.contextmanager
@@ -70,5 +139,5 @@ def archives(tables):
         urls = {}
         for kind, table in tables.items():
             schema = archive_schema(asked[kind].question(load_release()))
-            urls[kind] = stack.enter_context(TapStub(table, schema=schema)).url
+            urls[kind] = stack.enter_context(Archive(table, schema=schema)).url
         yield urls

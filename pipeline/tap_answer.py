@@ -3,12 +3,12 @@
 import gzip
 import io
 import re
-import zlib
 
 import numpy as np
 from astropy.io import votable
 
 from pipeline.errors import ShardError
+from pipeline.spectra_files import READ_ERRORS, igzip
 from pipeline.tap_service import PassingError, first_words
 from pipeline.votable_rows import DamagedError
 from pipeline.votable_scan import Document
@@ -26,9 +26,9 @@ def unpacked(data: bytes) -> bytes:
     """What a gzip stream holds. BadAnswerError where it is broken, ShardError where it is more than
     MOST_BYTES."""
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        with (igzip or gzip).open(io.BytesIO(data)) as file:
             out = file.read(MOST_BYTES + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except READ_ERRORS as error:
         raise BadAnswerError(f"a broken gzip stream of {len(data)} bytes") from error
     require_size(out)
     return out
@@ -62,7 +62,7 @@ def parse_answer(data: bytes, row_limit):
     if len(document.tables) != 1:
         raise BadAnswerError(f"a VOTable with {len(document.tables)} tables, expected one")
     (table,) = document.tables
-    columns = _parsed(data) if table.columns is None else table.columns
+    columns = parsed_by_astropy(data) if table.columns is None else table.columns
     n = len(columns[0][1]) if columns else 0
     if n >= row_limit:
         raise ShardError(f"the result has {n} rows, the row limit{ROW_LIMIT_ADVICE}")
@@ -82,7 +82,7 @@ def _require_whole(statuses):
             raise ShardError(f"the service cut the result at its row limit{ROW_LIMIT_ADVICE}")
 
 
-def _parsed(data) -> list:
+def parsed_by_astropy(data) -> list:
     """[(name, (n,) masked array)] of a document with one table, by Astropy."""
     try:
         (table,) = votable.parse(io.BytesIO(data), verify="ignore").iter_tables()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import votable_rows, votable_scan
 from pipeline.errors import ShardError
-from pipeline.tap_answer import BadAnswerError, _parsed, parse_answer, plain_columns
+from pipeline.tap_answer import BadAnswerError, parse_answer, parsed_by_astropy, plain_columns
 from pipeline.votable_rows import DamagedError, Field
 from pipeline.votable_scan import Document
 
@@ -78,7 +78,7 @@ def assert_as_astropy(data):
     """That a document is read here, and to what Astropy makes of it."""
     (table,) = Document(data).tables
     assert table.columns is not None, table.other
-    theirs = _parsed(data)
+    theirs = parsed_by_astropy(data)
     assert [name for name, _ in table.columns] == [name for name, _ in theirs]
     for (name, ours), (_, expected) in zip(table.columns, theirs, strict=True):
         masks = np.ma.getmaskarray(ours), np.ma.getmaskarray(expected).astype(bool)
