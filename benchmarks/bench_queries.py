@@ -4,10 +4,10 @@
 
 Lays the ids of one shard out in a temporary folder, and an archive with canned answers, in the form
 of the Gaia archive's (BINARY2 in gzip, texts of any length), on loopback. Reads the answers by our
-reader and by Astropy's, of which all values and nulls must be the same, and prints the CPU time of
-both a star; runs the steps by their command lines, on few sources and on many, and prints what they
-take a star in all, and what they would with Astropy's parser instead. What the real archive takes is
-not in it. Takes about two minutes.
+reader and by Astropy's, which must give the same, and prints the CPU time of both a star; runs the
+steps by their command lines, on few sources and on many, and prints what they take a star in all,
+and what they would with Astropy's parser instead. What the real archive takes is not in it. Takes
+about a minute.
 """
 
 import argparse
@@ -60,8 +60,8 @@ def require_same(ours, theirs):
 
 
 def readings(kind, table):
-    """Of the answer about all sources of a table: its size in bytes, CPU seconds of our reader and of
-    Astropy's, both with the conversion to our types."""
+    """Of the answer about all sources of a table: its size in bytes, CPU seconds of our reader
+    and of Astropy's, both with the conversion to our types."""
     question = SCRIPTS[kind].question(load_release())
     columns = {name: table[name] for name in question.columns}
     data = canned_archive.archive_document(columns)
