@@ -19,7 +19,7 @@ NUMBERS = {
 }  # fmt: skip
 CHARACTERS = {"char": "u1", "unicodeChar": ">u2"}
 TRUE, FALSE = b"Tt1", b"Ff0"  # of a boolean; any other byte is null
-BIT = 0x08  # astropy's; the standard has the bit at 0x80, and of a lone one no other reader
+BIT = 0x08  # where in its byte astropy writes a bit, and looks for it
 BLOCK = 1 << 20  # characters of base64 decoded at a time
 LONGEST_TEXT = 4096  # characters; the archives' are 256 at most
 MOST_BYTES = 1 << 30  # of a column of texts, all as wide as the longest
@@ -59,6 +59,7 @@ class Number:
         self._null = None if field.null is None else self._null_of(field)
 
     def _null_of(self, field):
+        """The number that means null, None where the datatype has none."""
         text, kind = field.null.strip().lower(), self.dtype.kind
         if self._datatype in ("boolean", "bit"):
             return None
@@ -172,16 +173,14 @@ class Layout:
         """The columns [(n,) array] of the rows at such places."""
         cells = self._cells(data, starts[:, ::2])
         null = np.unpackbits(cells.pop("flags"), axis=1).view(bool).T
-        beside = dict(enumerate(null))  # what a column's values are made with, beside its cells
+        beside = {  # what a column's values are made of beside its cells
+            k: null[k] if isinstance(column, Number) else None
+            for k, column in enumerate(self.columns)
+        }
         for k, start, length in zip(self.texts, starts[:, 1::2].T, lengths.T, strict=True):
             width = length.max(initial=1) * self.columns[k].character_bytes
             cells[k], beside[k] = _taken(data, start, np.dtype(f"V{width}")), length
-        return [
-            column.values(cells[k], beside[k])
-            if isinstance(column, Number) or column.varies
-            else column.values(cells[k])
-            for k, column in enumerate(self.columns)
-        ]
+        return [column.values(cells[k], beside[k]) for k, column in enumerate(self.columns)]
 
     def _cells(self, data, starts):
         """{number of a column, or "flags": cells (n,)} of the runs that start at (n, runs)."""

@@ -84,6 +84,9 @@ class Document:
         """What is in a table before its data."""
         if parent == "DATA" and name in FORMS:
             table.form = table.form or name
+            if name == "TABLEDATA":
+                self._parser.StartElementHandler = None
+                self._parser.EndElementHandler = self._end_of_cell
         elif name == "FIELD" and parent == "TABLE" and table.form is None:
             if len(table.fields) == MOST_FIELDS:
                 raise DamagedError(f"more than {MOST_FIELDS} columns")
@@ -116,9 +119,16 @@ class Document:
         except OtherFormError as error:
             table.other = str(error)
 
+    def _end_of_cell(self, name):
+        """Of one of many elements, in which nothing is looked for; the last is their table's."""
+        if name.endswith("TABLEDATA"):
+            self._parser.StartElementHandler = self._start
+            self._parser.EndElementHandler = self._end
+            self._end(name)
+
     def _end(self, name):
         name = name.rpartition(":")[2]
-        self._path.pop()
+        del self._path[-1:]  # of tables within cells there may be none left
         if name == "INFO":
             self._parser.CharacterDataHandler = None
         elif name == "STREAM" and self._reader is not None:
