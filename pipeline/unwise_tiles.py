@@ -146,7 +146,7 @@ def _column(data, name) -> np.ndarray:
     takes as long to make texts of them as all else takes."""
     raw = np.ascontiguousarray(data.view(np.ndarray)[name])
     if raw.dtype.kind == "S" and raw.size and raw.view("u1").max() < 128:
-        return np.strings.rstrip(raw)
+        return np.strings.rstrip(raw, b" ")
     return np.array(data[name])
 
 

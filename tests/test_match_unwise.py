@@ -5,6 +5,7 @@ import dataclasses
 import h5py
 import numpy as np
 import pytest
+from astropy.io import fits
 
 import match_unwise_gaia as step
 from demo.unwise_tiles import N_RINGS, RING_STEP, ring_size, tile_name, tile_of, write_tile
@@ -444,3 +445,22 @@ def test_a_missing_column_of_the_metadata_is_named(tmp_path, capsys):
     write_tiles(tmp_path / "tiles", np.array([1.0]), np.array([1.0]))
     assert run(tmp_path / "data", tmp_path / "tiles") == 1
     assert "no dataset pmra" in capsys.readouterr().err
+
+
+def test_texts_and_numbers_of_a_tile_are_those_that_astropy_reads(tmp_path):
+    """Blanks at the end are no part of a text, those within are; numbers may be shifted."""
+    texts = [b"0000m016 o0000001", b"a b ", b" lead\t", b"", b"nul\0after", b"x" * 17]
+    columns = [
+        fits.Column("ID", "17A", array=np.array(texts)),
+        fits.Column("count", "I", bzero=32768, array=np.arange(6, dtype="u2")),
+        fits.Column("pair", "2E", array=np.arange(12.0).reshape(6, 2)),
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "t.fits")
+    with fits.open(tmp_path / "t.fits", memmap=False) as hdus:
+        data = hdus[1].data
+        for name in data.names:
+            found, expected = unwise_tiles._column(data, name), np.array(data[name])
+            if expected.dtype.kind == "U":
+                found, expected = found.astype("S17"), expected.astype("S17")
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected, err_msg=name)
