@@ -151,7 +151,9 @@ def test_before_the_time_limit_a_job_ends_and_goes_on_in_another_run(slurm, data
     kept = times(data_dir, "opt_input")
     pace(0)
     assert len(kept) < N_SHARDS
-    assert slurm.wait(jobs)[9][0] == ("COMPLETED", "0:0", 1)
+    state, exit_status, restarts = slurm.wait(jobs)[9][0]
+    assert (state, exit_status) == ("COMPLETED", "0:0")
+    assert restarts >= 1  # the limit is of a minute, which a busy machine may need twice
     after = times(data_dir, "opt_input")
     assert len(after) == N_SHARDS
     assert {fid: after[fid] for fid in kept} == kept
