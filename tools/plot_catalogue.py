@@ -36,19 +36,15 @@ from pipeline.errors import UsageError
 from pipeline.export.flat import KIND
 from pipeline.export.shards import Catalogue
 from pipeline.extinction_law import law_of_model
-from pipeline.figures.style import MAX_POINTS
 from pipeline.run import setup_logging, usage_exit
 from pipeline.schema import MODEL_FILE
 from pipeline.select import add_release_argument, named_fids
-from pipeline.tallies.counts import Tallies
 from pipeline.tallies.draw import draw_all
-from pipeline.tallies.plan import Plan, sample, sky_level, slices_of
-from pipeline.tallies.quantities import Quantities
+from pipeline.tallies.quantities import GOOD, Quantities
 from pipeline.tallies.shown import Shown
+from pipeline.tallies.stream import counted
 
 SCRIPT = "plot_catalogue"
-GOOD = "quality_flags < 8"
-ALONG = ("direction ", "latitude ")  # groups of stars that E is shown of against distance
 
 
 def parse_args(argv=None):
@@ -97,47 +93,6 @@ def law_of(args):
     if not file.is_file():
         raise UsageError(f"{file}: no trained model there; give --model the folder of step 8")
     return law_of_model(file, args.release)
-
-
-class FewStars:
-    """Columns of the stars for which the column `rows` (N,) bool is true, kept while they are
-    MAX_POINTS or fewer."""
-
-    def __init__(self, rows):
-        self.rows, self.parts, self.n = rows, [], 0
-
-    def add(self, table):
-        chosen = table[self.rows]
-        self.n += int(chosen.sum())
-        if self.n <= MAX_POINTS:
-            self.parts.append({name: values[chosen] for name, values in table.items()})
-        else:
-            self.parts = None
-
-    def columns(self):
-        """{name: (n,)}."""
-        return {name: np.concatenate([p[name] for p in self.parts]) for name in self.parts[0]}
-
-
-def counted(catalogue, quantities, directions):
-    """({key: `Counts`}, {rows: columns {name: (n,)}} of groups of few stars, numbers (2,) of all
-    and of the selected stars)."""
-    seen = sample(catalogue, quantities)
-    if seen:
-        quantities.slices = slices_of(seen["distance"][seen["selected"]])
-    plan = Plan(
-        catalogue.layout.labels, seen, sky_level(catalogue), len(quantities.slices), len(directions)
-    )
-    tallies = Tallies(plan.counts())
-    groups = [name for name in seen if name in ("all", "selected") or name.startswith(ALONG)]
-    groups = {rows: FewStars(rows) for rows in groups}
-    for table in catalogue.chunks(quantities.needs):
-        columns = quantities.of(table)
-        tallies.add(columns)
-        for group in groups.values():
-            group.add(columns)
-    few = {rows: group.columns() for rows, group in groups.items() if group.parts}
-    return tallies.counts, few, [groups[rows].n if groups else 0 for rows in ("all", "selected")]
 
 
 @usage_exit

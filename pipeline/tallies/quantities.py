@@ -10,6 +10,7 @@ from pipeline.export.table import chosen_stars
 from pipeline.schema import flags, resolved
 from pipeline.sphere import chord, unit_vectors
 
+GOOD = "quality_flags < 8"  # no flag but those of three confidences
 TELLING_E = 0.3  # below it xi is little but its prior (docs/model.md)
 PHOTOMETRY = ("g", "bp", "rp")
 LATITUDES = ((0, 5), (5, 15), (15, 35), (35, 90))  # |b| in degrees
