@@ -31,6 +31,7 @@ output_folder/:
   validation_ids.txt     their source ids
   validation.h5          their inferred parameters and labels (below)
   *.png                  figures: losses, extinction curve, model spectra, residuals, labels, ...
+  report.html            a page on all that (XPFWD_REPORT=off: none)
   train.log
 
 A run that was killed or ended by a signal goes on with --resume from its last checkpoint, to the
@@ -47,6 +48,7 @@ from pathlib import Path
 import numpy as np
 
 from fitting.recipe import read_recipe
+from fitting.report.after import after_training
 from fitting.split import hash_fraction, held_out, split_stars
 from fitting.training_set import LABELS, read_training_data
 from pipeline.errors import ShardError, UsageError
@@ -307,6 +309,7 @@ def main(argv=None) -> int:
     former = former_state(args, settings)
     if is_trained(args, recipe, former):
         log.info("%s: already trained", args.output, extra={"summary": True})
+        after_training(args, log)
         return 0
     from model import set_threads  # TensorFlow takes seconds to load: not before it is needed
 
@@ -325,6 +328,7 @@ def main(argv=None) -> int:
     )
     train(trainer, args.output / "checkpoint.h5", settings, made_by, log)
     finish(trainer, args, data, validation, made_by, log)
+    after_training(args, log)
     return 0
 
 

@@ -6,10 +6,13 @@
 
 Reads DATA_DIR/xp_opt_input_files/xp_opt_input_{fid}.h5 (step 9) and the trained model (step 8);
 writes DATA_DIR/xp_opt_output_files/xp_opt_output_{fid}.h5, one row per row of the input, in its
-order, with the datasets below. `stellar_params_*` are the forward model's posterior, its type
-pooled with the direct estimate of a network (docs/model.md), or as it is where the model has no
-such network. The parameters are the labels that the model was trained on, then xi, E, parallax;
-their names are in the attribute `parameters`.
+order, with the datasets below; at the end DATA_DIR/report.html, a page on the catalogue, by the run
+that makes the last shard (XPFWD_REPORT=off: none).
+
+`stellar_params_*` are the forward model's posterior, its type pooled with the direct estimate of a
+network (docs/model.md), or as it is where the model has no such network. The parameters are the
+labels that the model was trained on, then xi, E, parallax; their names are in the attribute
+`parameters`.
 
 Parallaxes are used as the inputs have them. A model whose training had parallaxes of another scale
 than Gaia's says so (train.py --parallax-scale): then they are left out, and flags that judge them
@@ -29,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fitting.report.after import after_inference
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import made_from, provenance, see
 from pipeline.read import open_shard
@@ -209,7 +213,7 @@ def main(argv=None) -> int:
     kind = device_kind()
     solver = StarSolver(trained.stellar, args.batch_size or BATCH_STARS[kind])
     log.info("solved on the %s, %d stars in a call", kind, solver.batch_size)
-    return run_shards(
+    status = run_shards(
         SCRIPT,
         args,
         fids,
@@ -229,6 +233,8 @@ def main(argv=None) -> int:
         jobs=args.jobs,
         settings={"parallaxes": parallaxes},
     )
+    after_inference(args, status, log)
+    return status
 
 
 if __name__ == "__main__":

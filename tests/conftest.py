@@ -9,6 +9,8 @@ import pytest
 # run, and processes beside each other do not wait for each other's threads.
 for name in ("TF_NUM_INTRAOP", "TF_NUM_INTEROP", "OPENBLAS_NUM", "OMP_NUM"):
     os.environ.setdefault(f"{name}_THREADS", "1")
+# The page at the end of steps 8 and 10 takes seconds; its own tests ask for it.
+os.environ["XPFWD_REPORT"] = "off"
 # What is compiled runs a few times only: to optimise it takes longer than that saves.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 

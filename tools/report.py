@@ -24,7 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fitting.report.page import NAME, write_page
+from fitting.report.after import NAME
+from fitting.report.page import write_page
 from pipeline.errors import UsageError
 from pipeline.run import usage_exit
 from pipeline.schema import KINDS, MODEL_FILE

@@ -1,7 +1,6 @@
 """One self-contained HTML page on a training or a catalogue, or both."""
 
 import shlex
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +17,11 @@ from fitting.report.words import count, plural
 from pipeline.errors import ShardError, UsageError
 from pipeline.export.shards import Catalogue
 from pipeline.provenance import project_version
-from pipeline.run import reason_of
 from pipeline.schema import DEFAULT_LABELS
 from pipeline.select import list_fids
 from pipeline.whole_files import write_bytes
 
 HERE = Path(__file__).parent
-NAME = "report.html"
 
 
 @dataclass
@@ -139,6 +136,7 @@ def _context(found, command) -> dict:
         "found": found,
         "title": _title(found),
         "css": Markup((HERE / "page.css").read_text()),  # ours, and no text of a user's
+        "ran": _commands(found),
         "version": project_version(),
         "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,
@@ -153,6 +151,13 @@ def _context(found, command) -> dict:
         ],
     }  # fmt: skip
     return context | _run(found) | _accounts(found)
+
+
+def _commands(found) -> list:
+    """What was run, the catalogue's commands first."""
+    if found.census:
+        return run_facts.said(found.census, "command_line")
+    return [found.facts.attrs["command_line"]] if found.facts else []
 
 
 def _title(found) -> str:
@@ -213,16 +218,3 @@ def write_page(path, *, data_dir=None, model=None, release, training_data=None) 
     text = render(found, command_of(path, data_dir, model, release))
     write_bytes(Path(path), text.encode("utf-8", "replace"))  # of file names that are no text
     return found
-
-
-def is_newer(path, others) -> bool:
-    """Whether a page was written after all the files `others`."""
-    with suppress(OSError):
-        made = Path(path).stat().st_mtime
-        return all(Path(other).stat().st_mtime <= made for other in others)
-    return False
-
-
-def failure(error) -> str:
-    """Why there is no page, in a line."""
-    return reason_of(error)

@@ -181,5 +181,5 @@ def tiles(accounts, census, good, facts) -> list:
             s, unit = good.all[label.name], f" {label.shown_unit}".rstrip()
             out.append((f"Scatter of {label.title}",
                         f"{value(s['scatter'], label.digits)}{unit}",
-                        f"pulls {value(s['pull_width'], 2)} wide"))  # fmt: skip
+                        f"pull width {value(s['pull_width'], 2)}"))  # fmt: skip
     return out

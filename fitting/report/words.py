@@ -50,7 +50,7 @@ def plural(n, word) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. bar: share 0..1 that is drawn behind it, or None; code: a name as it
+    """A cell of a table. bar: share 0..1 that is drawn below it, or None; code: a name as it
     stands in a file."""
 
     text: str

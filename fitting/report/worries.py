@@ -231,13 +231,18 @@ def _of_confidence(label, bins) -> Check:
         x > CONFIDENCE_OFF and x > CONFIDENCE_SIGMAS * s for x, s in zip(off, noise, strict=True)
     ]
     worst = bins[int(np.argmax(off))] if bins else None
+    too = (
+        "cautious: more are right than is said"
+        if worst and worst.right > worst.mean
+        else ("sure: fewer are right than is said")
+    )
     found = (
         f"{share(worst.right * worst.n, worst.n)} right where {worst.mean:.1%} is said"
         if worst else f"fewer than {LEAST_IN_BIN} stars in each bin"
     )  # fmt: skip
     return Check(
         f"Confidence in {label.title}", found, f"within {CONFIDENCE_OFF:.0%}", any(beyond),
-        "cut on it with care: it is not a probability here",
+        f"it is too {too}; a cut on it keeps other stars than you mean",
     )  # fmt: skip
 
 
