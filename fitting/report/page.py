@@ -1,5 +1,6 @@
 """One self-contained HTML page on a training or a catalogue, or both."""
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from pipeline.select import list_fids
 from pipeline.whole_files import write_bytes
 
 HERE = Path(__file__).parent
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
 
 @dataclass
@@ -121,10 +123,18 @@ def render(found, command) -> str:
     """The HTML of `Findings`; command: line that makes it again."""
     surroundings = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+        finalize=_printable,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     surroundings.filters["count"] = count
     return surroundings.get_template("page.html.j2").render(_context(found, command))
+
+
+def _printable(value):
+    """Texts without control characters, which are no HTML."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return CONTROL.sub("\ufffd", value)
+    return value
 
 
 def _context(found, command) -> dict:
@@ -142,6 +152,8 @@ def _context(found, command) -> dict:
         "command": command,
         "tiles": tables.tiles(found.accounts, found.census, found.goodness, found.facts),
         "worries": alarming,
+        "stages": tables.of_stages(found.facts.history)
+        if found.facts and found.facts.history else None,
         "fine": tables.of_checks(fine) if fine else None,
         "n_checks": plural(len(alarming) + len(fine), "check"),
         "goodness_pictures": goodness,

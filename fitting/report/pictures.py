@@ -113,12 +113,12 @@ def pictures_of(folder, wanted) -> list:
     return [picture(Path(folder) / f"{name}.png", name, *words) for name, words in wanted.items()]
 
 
-def within(pictures, most=MOST_BYTES):
+def within(pictures):
     """Leave out what a page would be too large with, the last first to go, and say so."""
     n_bytes = 0
     for one in pictures:
         n_bytes += len(one.uri)
-        if n_bytes > most:
+        if n_bytes > MOST_BYTES:
             n_bytes -= len(one.uri)
             one.uri, one.reason = "", "left out, as the page would be too large with it"
 
@@ -130,7 +130,8 @@ def some_of(catalogue):
     """A `Catalogue` of some of the shards, from all over it, of MOST_STARS or little more; its
     failures are those of the whole."""
     out, every = copy.copy(catalogue), max(1, -(-catalogue.n_rows // MOST_STARS))
-    out.shards = [shard for shard in catalogue.shards if shard.n_rows][::every]
+    some = [shard for shard in catalogue.shards if shard.n_rows] or catalogue.shards
+    out.shards = some[::every]
     return out
 
 

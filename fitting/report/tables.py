@@ -1,11 +1,12 @@
 """The tables of the page, of what was counted and measured."""
 
 from fitting.report import accounts as accounting
-from fitting.report.words import NONE, Cell, Table, count, share, value
+from fitting.report.words import NONE, Cell, Table, count, is_number, share, value
 from pipeline.schema import Layout, flags, resolved
 from pipeline.states import Shard
 
 MOST_SHARDS = 20  # that are named
+LOSSES = ("posterior_loss", "likelihood_loss")  # of several, what the stage is for
 
 
 def of_steps(accounts) -> Table:
@@ -60,7 +61,7 @@ def of_stars(accounts, census) -> Table:
     for one in accounts.lost(census.rows)[:MOST_SHARDS]:
         stars = NONE if one.stars is None else count(one.stars)
         rows.append([f"not in the catalogue: shard {one.fid}, {one.state}", stars, ""])
-    return Table("What became of the stars", ("stars", "number", "share"), rows, (1, 2),
+    return Table("From the spectra to good stars", ("stars", "number", "share"), rows, (1, 2),
                  "Shares of stars in the catalogue are of those that should be in it, the others "
                  "of those that are.")  # fmt: skip
 
@@ -132,6 +133,24 @@ def of_confidences(good) -> Table:
         "Confidences, validation stars", ("confidence", "stars", "said", "right"), rows, (1, 2, 3),
         "Right: within 3 σ and the label's tolerance of the label.", groups,
     )  # fmt: skip
+
+
+def of_stages(history) -> Table:
+    """The stages of a training, at their ends."""
+    rows, stages = [], {}
+    for one in history:
+        stages.setdefault(str(one.get("stage")), []).append(one)
+    for name, of_stage in stages.items():
+        last = of_stage[-1]
+        losses = {k for k, x in last.items() if k.endswith("_loss") and is_number(x)}
+        shown = next((k for k in (*LOSSES, *sorted(losses)) if k in losses), None)
+        rows.append([
+            name, count(len(of_stage)),
+            *(count(last[k]) if is_number(last.get(k)) else NONE for k in ("stars", "rejected")),
+            f"{shown.removesuffix('_loss')}: {value(last[shown], 3)}" if shown else NONE,
+        ])  # fmt: skip
+    return Table("Stages", ("stage", "epochs", "stars", "rejected", "loss at its end"), rows,
+                 (1, 2, 3))  # fmt: skip
 
 
 def of_checks(checks) -> Table:

@@ -43,6 +43,11 @@ def short(identity) -> str:
     return rest[:MOST_SHORT] if kind == "content" else str(identity)
 
 
+def is_number(x) -> bool:
+    """Whether what was read of JSON is a number."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and bool(np.isfinite(x))
+
+
 def plural(n, word) -> str:
     """A number of things."""
     return f"{count(n)} {word}{'' if n == 1 else 's'}"
