@@ -5,6 +5,8 @@
 #              bookworm, as root, about 3 minutes; skipped elsewhere): for CI and containers
 # make test-slurm  the tests with a real Slurm, which they INSTALL on this machine (Debian or Ubuntu,
 #              as root; skipped elsewhere): for CI and containers
+# make test-browser  the page of the results in a real headless browser, Chromium, which it INSTALLS
+#              where it is missing (Debian, as root; skipped elsewhere): for CI and containers
 # make lint    style checks
 # make bench   speed and memory, per core (some need the model of make demo)
 # make calibration   are the errors true? simulated and real stars, published extinction laws, a
@@ -23,7 +25,7 @@ RUN_ALL = failed=0; for script in $(1); do echo "== $$script"; $(PY) $$script ||
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo stars test test-tap test-slurm lint bench calibration clean
+.PHONY: demo stars test test-tap test-slurm test-browser lint bench calibration clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/run.stamp
@@ -40,6 +42,9 @@ test-tap: $(VENV)/dev.stamp
 
 test-slurm: $(VENV)/dev.stamp
 	@$(PY) -m pytest -q -rs -m slurm
+
+test-browser: $(VENV)/dev.stamp
+	@$(PY) -m pytest -q -rs -m browser
 
 lint: $(VENV)/dev.stamp
 	@$(PY) -m ruff check --quiet .
