@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo.build_sky import TILE_FOLDER
 from demo.chain import ROOT, SCALE, completeness, join_labels, read_catalogue, run_steps
 from fitting.accuracy import accuracy, format_accuracy
+from fitting.report.after import NAME as REPORT
 from pipeline.run import usage_exit
 
 
@@ -64,6 +65,8 @@ def report(run_dir):
     if figures:
         print("\nFigures to look at:")
         print("\n".join(f"  {os.path.relpath(path)}" for path in figures))
+    if (data / REPORT).is_file():
+        print(f"\nAll of it on one page, for a browser: {os.path.relpath(data / REPORT)}")
     return 1 if lost else 0
 
 

@@ -27,6 +27,7 @@ from demo.build_sky import read_stars
 from demo.chain import ROOT, completeness, join_labels, read_catalogue, run_steps
 from demo.sky_columns import label_table
 from fitting.accuracy import accuracy, format_accuracy
+from fitting.report.after import NAME as REPORT
 from pipeline.run import usage_exit
 from pipeline.schema import load_release
 
@@ -86,7 +87,9 @@ def report(run_dir, ids) -> int:
     )
     print(format_accuracy(accuracy(*join_labels(catalogue, table, labels, ids), labels), labels))
     print("\nTo look at:")
-    for path in [*(run_dir / name for name in TABLES), *sorted((run_dir / "pages").glob("*"))]:
+    page = run_dir / "data" / REPORT  # of step 10, unless it is switched off
+    pages = [*([page] if page.is_file() else []), *sorted((run_dir / "pages").glob("*"))]
+    for path in [*(run_dir / name for name in TABLES), *pages]:
         print(f"  {os.path.relpath(path)}")
     return 1 if lost else 0
 

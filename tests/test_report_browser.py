@@ -144,6 +144,13 @@ def test_text_is_large_enough_on_a_small_screen(browser, pages):
     assert smallest >= 11
 
 
+def test_figures_keep_a_size_at_which_their_text_can_be_read(browser, pages):
+    shown = "() => [...document.images].map(image => image.getBoundingClientRect().width)"
+    for width in (1280, 400):
+        with browser.opened(pages["catalogue"], width) as (page, _, _):
+            assert min(page.evaluate(shown)) >= 600
+
+
 def test_what_is_within_limits_is_folded_away_and_opens(browser, pages):
     with browser.opened(pages["catalogue"]) as (page, _, _):
         table = page.locator("details table").first
