@@ -239,7 +239,10 @@ def test_shards_that_cannot_be_read_are_named_and_their_stars_are_not_counted(tm
     inside = (table["gdr3_source_id"] >> 43 >= first) & (table["gdr3_source_id"] >> 43 <= last)
     counted = table_of(soup, "From the spectra to good stars")[0]
     assert number_in(counted["number"]) == inside.sum()
-    assert any("2 shards to be made again" in worry for worry in worries_of(soup))
+    said = next(worry for worry in worries_of(soup) if worry.startswith("Shards of step 10"))
+    assert "1 complete, 1 damaged, 1 partial" in said
+    assert "2 shards to be made again" in said
+    assert "1 of 3" in text_of(soup.select(".tiles > div")[2])
 
 
 def test_what_is_damaged_where_only_figures_look_is_named_too(tmp_path, small_pictures):
@@ -289,6 +292,30 @@ def test_stars_of_the_spectra_that_are_in_no_shard_are_counted_with_the_reason(t
     assert f"not in the catalogue: shard {FIDS[2]}, failed" in said[-1]["stars"]
     words = f"({rows[FIDS[2]]:,} of 400)"
     assert any("not in the catalogue" in w and words in w for w in worries_of(soup))
+
+
+def test_a_shard_with_other_stars_than_its_spectra_worries(tmp_path, undrawn):
+    write_shard(tmp_path / "data", FIDS[0], stars(30))
+    write_spectra(tmp_path / "data", {FIDS[0]: 31})
+    found = " ".join(worries_of(soup_of(page_of(tmp_path / "r", tmp_path / "data"))))
+    assert f"another number of stars than their spectra : 1: {FIDS[0]}" in found
+
+
+def test_what_was_run_names_commands_versions_model_and_inputs(tmp_path, undrawn):
+    ours = write_model(tmp_path / "model")
+    for k, fid in enumerate(FIDS):
+        more = {"command_line": f"xp_opt --partition 3 {k}", "version": "v7"}
+        write_shard(
+            tmp_path / "data", fid, stars(20, seed=k), model=ours, time=f"2026-0{k + 1}", **more
+        )
+    soup = soup_of(page_of(tmp_path / "report.html", tmp_path / "data", tmp_path / "model"))
+    facts_of = {text_of(d.dt): text_of(d) for d in soup.select(".facts")[0].find_all("div")}
+    assert all(f"xp_opt --partition 3 {k}" in facts_of["commands"] for k in range(3))
+    assert facts_of["code version"].endswith("v7")
+    assert facts_of["time"].endswith("2026-01 to 2026-03")
+    assert f"{ours} (3 shards)" in facts_of["model id"]
+    assert "model.h5 (3)" in facts_of["inputs"]
+    assert "xp_opt --partition 3 0" in text_of(soup.header)
 
 
 def test_before_step_10_the_page_says_so_in_a_line(tmp_path):
@@ -363,13 +390,16 @@ def test_a_page_would_not_grow_beyond_its_limit(tmp_path, monkeypatch):
     assert "the page would be too large with it" in text_of(soup)
 
 
-def test_catalogues_of_two_labels_cannot_be_counted_and_the_shards_are(tmp_path, undrawn):
+def test_shards_of_other_labels_than_most_are_named_and_not_counted(tmp_path, undrawn):
     write_shard(tmp_path / "data", FIDS[0], stars(30))
+    write_shard(tmp_path / "data", FIDS[2], stars(30))
     other = Layout(labels=LabelSet([KNOWN_LABELS["teff"], KNOWN_LABELS["logg"]]))
     write_shard(tmp_path / "data", FIDS[1], stars(30, other), other)
     soup = soup_of(page_of(tmp_path / "report.html", tmp_path / "data"))
-    assert "of a model with the labels" in text_of(soup.select_one("#worries .missing"))
-    assert table_of(soup, "Shards of every step")[-1]["complete"] == "2"
+    row = table_of(soup, "Shards of step 10 that are not complete")[0]
+    assert (row["shard"], row["state"]) == (FIDS[1], "other labels")
+    assert "its labels are Teff (kK), log g (dex), most shards' Teff (kK), [Fe/H]" in row["why"]
+    assert number_in(table_of(soup, "From the spectra to good stars")[0]["number"]) == 60
 
 
 def test_an_empty_catalogue_has_a_page(tmp_path):

@@ -1,13 +1,13 @@
 """What became of every shard and of the stars in it, by step."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
+from fitting.report.census import OUTPUT
 from pipeline.index import index, scan
 from pipeline.schema import FILES, KINDS
 from pipeline.states import Shard, find_states
 
-OUTPUT = "opt_output"
-DAMAGED = "damaged"  # state of a shard that is complete by its attributes, and cannot be read
 SOURCES = ("xp", "opt_input")  # what has all stars, the better one first
 NUMBERS = {"xp": "1", "metadata": "2", "tmass": "3", "unwise": "4", "reddening": "5",
            "opt_input": "9", OUTPUT: "10"}  # fmt: skip
@@ -41,9 +41,15 @@ class Accounts:
         return sum(self.rows.values())
 
     @property
+    def shards(self) -> int:
+        """Of step 10, in all."""
+        return len(self.steps[OUTPUT].states)
+
+    @property
     def states(self) -> dict:
-        """{Shard: how many} of step 10."""
-        return self.steps[OUTPUT].counts()
+        """{state in words: shards of step 10 in it}, of those that some are in."""
+        left = Counter(one.state for one in self.left)
+        return {Shard.COMPLETE.value: self.shards - len(self.left)} | dict(sorted(left.items()))
 
     def lost(self, counted) -> list:
         """[`Left`] whose stars are not among the shards {fid: stars} counted."""
@@ -66,13 +72,12 @@ def take_account(data_dir, model=None) -> Accounts:
     return out
 
 
-def add_damaged(accounts, failed):
-    """Put shards that could not be read, {fid: reason}, among those that are left."""
+def add_left(accounts, failed):
+    """Put shards that are not counted, {fid: (state, reason)}, among those that are left."""
     known = {one.fid: one for one in accounts.left}
-    for fid, reason in failed.items():
-        if fid in known and known[fid].state != Shard.STALE.value:
-            continue
-        known[fid] = Left(fid, DAMAGED, reason, accounts.rows.get(fid))
+    for fid, (state, reason) in failed.items():
+        if fid not in known or known[fid].state == Shard.STALE.value:
+            known[fid] = Left(fid, state, reason, accounts.rows.get(fid))
     accounts.left = list(known.values())
     accounts.left.sort(key=lambda one: one.fid)
 

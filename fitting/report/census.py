@@ -5,10 +5,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fitting.report.facts import entries
 from pipeline.errors import ShardError
+from pipeline.export.shards import labels_of, model_of
+from pipeline.read import open_shard
 from pipeline.run import progress
 from pipeline.schema import flags
+from pipeline.select import FID_PATTERN
 
+OUTPUT = "opt_output"
+# States of shards that are complete by their attributes, and are not counted.
+DAMAGED, OTHER_LABELS = "damaged", "other labels"
 ROWS = 1 << 17  # read at a time
 GOOD_BELOW = 8  # quality_flags of stars that are good for most uses (docs/flags.md)
 SAID = ("command_line", "version", "parallaxes", "packages", "xp_basis", "release")
@@ -21,7 +28,8 @@ class Census:
 
     stars: in all; counts {what: stars}: "solved" (all parameters finite), "good" (GOOD_BELOW),
     "unflagged", "flagged" (any flag but those of confidences), "faint", "hot", "with_g"; quality,
-    inputs {name of a flag: stars}; rows {fid: stars}; said {attribute: {its value: shards}}; times:
+    inputs {name of a flag: stars}; rows {fid: stars}; files {name of an input, {fid} for what it is
+    of: shards}; said {attribute: {its value: shards}}; times:
     of the first and the last shard; models {identity: shards}.
     """
 
@@ -32,6 +40,7 @@ class Census:
     inputs: Counter = field(default_factory=Counter)
     rows: dict = field(default_factory=dict)
     said: dict = field(default_factory=lambda: {name: Counter() for name in SAID})
+    files: Counter = field(default_factory=Counter)
     times: list = field(default_factory=list)
     models: Counter = field(default_factory=Counter)
 
@@ -41,26 +50,45 @@ class Census:
         return [flags.confidence_flag(label.name) for label in self.labels]
 
 
-def take_census(catalogue) -> Census:
-    """The `Census` of a `Catalogue`; a shard that is damaged is named in its `failed`, and not
-    counted."""
-    out = Census(catalogue.layout.labels)
-    for shard in progress(catalogue.shards, "stars counted"):
+def take_census(data_dir, fids, release) -> tuple:
+    """(`Census` or None, {fid: (state, reason)}) of shards of step 10, each opened once.
+
+    A shard that is damaged is not counted, nor is one of other labels than most have: they are in
+    the second. None where none can be read.
+    """
+    of_labels, failed = {}, {}
+    for fid in progress(fids, "stars counted"):
         try:
-            one, attrs = _count_shard(catalogue, shard)
+            with open_shard(data_dir, OUTPUT, fid, release) as reader:
+                labels = labels_of(reader.attrs, reader.path)
+                one = _count_shard(reader, labels, release)
+                census = of_labels.setdefault(labels.to_json(), Census(labels))
+                _put(census, fid, one, reader)
         except ShardError as error:
-            catalogue.failed[shard.fid] = str(error)
-            continue
-        for name in ("counts", "quality", "inputs"):
-            getattr(out, name).update(getattr(one, name))
-        out.stars += shard.n_rows
-        out.rows[shard.fid] = shard.n_rows
-        out.models[shard.model] += 1
-        out.times = _range(out.times, attrs.get("time"))
-        for name in SAID:
-            if name in attrs:
-                out.said[name][str(attrs[name])] += 1
-    return out
+            failed[fid] = DAMAGED, str(error)
+    if not of_labels:
+        return None, failed
+    most = max(of_labels.values(), key=lambda census: len(census.rows))
+    for census in of_labels.values():
+        if census is not most:
+            why = f"its labels are {census.labels.words}, most shards' {most.labels.words}"
+            failed |= dict.fromkeys(census.rows, (OTHER_LABELS, why))
+    return most, failed
+
+
+def _put(census, fid, one, reader):
+    """Add a shard's own `Census` to that of all."""
+    attrs = reader.attrs
+    for name in ("counts", "quality", "inputs"):
+        getattr(census, name).update(getattr(one, name))
+    census.stars += reader.n_rows
+    census.rows[fid] = reader.n_rows
+    census.models[model_of(attrs)] += 1
+    census.files.update(FID_PATTERN.sub("{fid}", str(e.get("name"))) for e in entries(attrs))
+    census.times = _range(census.times, attrs.get("time"))
+    for name in SAID:
+        if name in attrs:
+            census.said[name][str(attrs[name])] += 1
 
 
 def _range(times, new):
@@ -69,16 +97,15 @@ def _range(times, new):
     return [min([*times, str(new)]), max([*times, str(new)])]
 
 
-def _count_shard(catalogue, shard):
-    """(`Census` of its flags and counts, attributes) of a shard; ShardError where it is damaged."""
-    out = Census(catalogue.layout.labels)
+def _count_shard(reader, labels, release) -> Census:
+    """The `Census` of flags and counts of a shard; ShardError where it is damaged."""
+    out = Census(labels)
     names = ("quality_flags", "input_flags", "stellar_params_est", "phot_g_mean_flux")
-    with catalogue.open(shard) as reader:
-        names = [name for name in names if reader.has(name)]
-        for start in range(0, shard.n_rows, ROWS):
-            table = reader.read_table(names, start, min(start + ROWS, shard.n_rows))
-            _add(out, table, catalogue.release)
-        return out, reader.attrs
+    names = [name for name in names if reader.has(name)]
+    for start in range(0, reader.n_rows, ROWS):
+        table = reader.read_table(names, start, min(start + ROWS, reader.n_rows))
+        _add(out, table, release)
+    return out
 
 
 def _add(census, table, release):

@@ -150,6 +150,7 @@ def of_catalogue(census, attrs_of_release, data_dir) -> list:
         ("time", [" to ".join(dict.fromkeys(census.times))]),
         ("release", [attrs_of_release]),
         ("model id", models),
+        ("inputs", [", ".join(f"{name} ({count(n)})" for name, n in census.files.most_common(9))]),
         ("parallaxes", said(census, "parallaxes")),
         ("labels", [census.labels.words]),
         ("XP basis", said(census, "xp_basis")),

@@ -12,11 +12,10 @@ from markupsafe import Markup
 from fitting.report import accounts as accounting
 from fitting.report import facts as run_facts
 from fitting.report import pictures, tables, worries
-from fitting.report.census import take_census
+from fitting.report.census import DAMAGED, OUTPUT, take_census
 from fitting.report.goodness import read_goodness
 from fitting.report.words import count, plural
-from pipeline.errors import ShardError, UsageError
-from pipeline.export.shards import Catalogue
+from pipeline.errors import ShardError
 from pipeline.provenance import project_version
 from pipeline.schema import DEFAULT_LABELS
 from pipeline.select import list_fids
@@ -95,25 +94,20 @@ def _find_model(out, training_data):
 
 
 def _find_catalogue(out):
-    fids = list_fids(out.data_dir, accounting.OUTPUT)
+    fids = list_fids(out.data_dir, OUTPUT)
     out.accounts = accounting.take_account(out.data_dir, out.model)
     if not fids:
         out.missing["catalogue"] = f"{out.data_dir}: step 10 has not written any shard yet"
         return
-    try:
-        catalogue = Catalogue(out.data_dir, fids, out.release, mixed_models=True)
-    except UsageError as error:
-        out.missing["catalogue"] = str(error)
-        return
-    if catalogue.shards:
-        out.census = take_census(catalogue)
-        try:
-            out.drawn, out.note = pictures.draw_catalogue(catalogue)
-        except ShardError as error:
-            out.missing["figures"] = str(error)
-    else:
+    out.census, failed = take_census(out.data_dir, fids, out.release)
+    if out.census is None:
         out.missing["catalogue"] = f"{out.data_dir}: no shard of step 10 can be read"
-    accounting.add_damaged(out.accounts, catalogue.failed)
+    else:
+        out.drawn, out.note, damaged = pictures.draw_catalogue(
+            out.data_dir, out.census.rows, out.release
+        )
+        failed |= {fid: (DAMAGED, reason) for fid, reason in damaged.items()}
+    accounting.add_left(out.accounts, failed)
 
 
 # ---- the page --------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Figures as pictures within the page: those of a training, and those drawn of a catalogue."""
 
 import base64
-import copy
 import io
 import tempfile
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipeline.export.shards import Catalogue
 from pipeline.tallies.columns import chi2, errors
 from pipeline.tallies.diagrams import kiel
 from pipeline.tallies.maps import sky_flagged, sky_number
@@ -16,7 +16,8 @@ from pipeline.tallies.quantities import GOOD, Quantities
 from pipeline.tallies.shown import Shown
 from pipeline.tallies.stream import counted
 
-MOST_STARS = 1_000_000  # that figures of a catalogue are of: of more, shards from all over it
+# That figures of a catalogue are of; of more, shards from all over it.
+MOST_STARS, MOST_SHARDS = 1_000_000, 60
 MOST_BYTES = 7_000_000  # of all pictures of a page, encoded
 MOST_WIDE = 1440  # pixels
 COUNTED = ("kiel density", "kiel label feh", "sky all", "sky flagged", "g error", "g chi2")
@@ -126,23 +127,25 @@ def within(pictures):
 # ---- of a catalogue --------------------------------------------------------------------------
 
 
-def some_of(catalogue):
-    """A `Catalogue` of some of the shards, from all over it, of MOST_STARS or little more; its
-    failures are those of the whole."""
-    out, every = copy.copy(catalogue), max(1, -(-catalogue.n_rows // MOST_STARS))
-    some = [shard for shard in catalogue.shards if shard.n_rows] or catalogue.shards
-    out.shards = some[::every]
-    return out
+def some_of(rows) -> list:
+    """Some of the shards {fid: stars}, from all over them: MOST_SHARDS at most, of MOST_STARS or
+    little more."""
+    fids = sorted(fid for fid, n in rows.items() if n) or sorted(rows)
+    return fids[:: max(1, -(-sum(rows.values()) // MOST_STARS), -(-len(fids) // MOST_SHARDS))]
 
 
-def draw_catalogue(catalogue) -> tuple:
-    """(`Picture`s of a catalogue, words on which stars they are of)."""
-    some = some_of(catalogue)
+def draw_catalogue(data_dir, rows, release) -> tuple:
+    """(`Picture`s of shards {fid: stars} of the catalogue, words on which stars they are of,
+    {fid: why it cannot be read})."""
+    fids = some_of(rows)
+    catalogue = Catalogue(data_dir, fids, release, mixed_models=True)
+    if not catalogue.shards:
+        return [], "", catalogue.failed
     quantities = Quantities(catalogue.layout, GOOD)
-    counts, few, (n, n_selected) = counted(some, quantities, wanted=_is_drawn)
+    counts, few, (n, n_selected) = counted(catalogue, quantities, wanted=_is_drawn)
     note = f"{n_selected:,} of {n:,} stars: {GOOD}."
-    if len(some.shards) < len(catalogue.shards):
-        note += f" Of {len(some.shards):,} of {len(catalogue.shards):,} shards."
+    if len(fids) < len([n for n in rows.values() if n]):
+        note += f" Of {len(fids):,} of {len(rows):,} shards."
     out = []
     with tempfile.TemporaryDirectory() as folder:
         shown = Shown(Path(folder), catalogue.layout.labels, counts, few, note, quantities.slices)
@@ -152,7 +155,7 @@ def draw_catalogue(catalogue) -> tuple:
                 out.append(picture(result, draw.__name__, caption, f"{alt} {note}"))
             else:
                 out.append(Picture(draw.__name__, caption, alt, reason=str(result)))
-    return out, note
+    return out, note, catalogue.failed
 
 
 def _is_drawn(key) -> bool:

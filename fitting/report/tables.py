@@ -186,8 +186,7 @@ def tiles(accounts, census, good, facts) -> list:
     out = []
     if accounts and census:
         total = accounts.stars if accounts.source else census.stars
-        n = len(accounts.steps[accounting.OUTPUT].states)
-        complete = accounts.states[Shard.COMPLETE]
+        n, complete = accounts.shards, accounts.states[Shard.COMPLETE.value]
         out += [
             ("Stars with parameters", share(census.counts["solved"], total),
              f"{count(census.counts['solved'])} of {count(total)}"),

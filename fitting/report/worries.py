@@ -11,6 +11,7 @@ import numpy as np
 from fitting.report.census import FAINT_G, HOT_TEFF
 from fitting.report.facts import is_starter
 from fitting.report.words import count, is_number, of, plural, value
+from pipeline.errors import shortened
 
 PULLS = (0.8, 1.25)  # of a width that is no worry
 LEAST_PULLED = 100  # stars of a group whose pulls are judged
@@ -88,8 +89,8 @@ def limited(what, n, total, most, do) -> Check:
 def of_shards(accounts, census) -> list:
     """`Check`s that everything is in the catalogue."""
     counted = census.rows if census else {}
-    n, lost = len(accounts.steps["opt_output"].states), accounts.lost(counted)
-    states = ", ".join(f"{k} {s.value}" for s, k in accounts.states.items() if k) or "no shards"
+    n, lost = accounts.shards, accounts.lost(counted)
+    states = ", ".join(f"{count(k)} {s}" for s, k in accounts.states.items()) if n else "no shards"
     out = [
         Check("Shards of step 10", states, "all complete", bool(accounts.left) or not n,
               f"{plural(len(accounts.left), 'shard')} to be made again, below: {LOGS}"),
@@ -104,6 +105,16 @@ def of_shards(accounts, census) -> list:
                 "none",
                 missing > 0,
                 f"they are in {plural(len(lost), 'shard')}, below: {LOGS}",
+            )
+        )
+        odd = [fid for fid, n in counted.items() if accounts.rows.get(fid, n) != n]
+        out.append(
+            Check(
+                "Shards with another number of stars than their spectra",
+                f"{count(len(odd))}{': ' * bool(odd)}{shortened(odd, 3)}",
+                "none",
+                bool(odd),
+                "inputs were made of other spectra: run steps 9 and 10 again for them",
             )
         )
     return out

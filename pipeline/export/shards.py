@@ -38,7 +38,7 @@ class Shard:
     content: str
 
 
-def _model_of(attrs) -> str:
+def model_of(attrs) -> str:
     """Identity of the model that a shard was made with."""
     try:
         inputs = json.loads(attrs.get("inputs", "[]"))
@@ -48,7 +48,7 @@ def _model_of(attrs) -> str:
     return found[0] if found else NO_MODEL
 
 
-def _labels_of(attrs, path) -> LabelSet:
+def labels_of(attrs, path) -> LabelSet:
     try:
         return LabelSet.from_json(attrs["labels"])
     except (KeyError, ValueError) as error:
@@ -62,7 +62,7 @@ def look_at(data_dir, fid, release, thorough=False) -> Shard:
     thorough: every number of it is read, too, which finds what was damaged since."""
     path = shard_path(data_dir, KIND, fid)
     attrs = check_whole(path)
-    datasets = resolved(KIND, Layout(release, _labels_of(attrs, path)))
+    datasets = resolved(KIND, Layout(release, labels_of(attrs, path)))
     with open_shard(data_dir, KIND, fid, release) as reader:
         reader.check(datasets)
         ids = reader.source_id()
@@ -76,7 +76,7 @@ def look_at(data_dir, fid, release, thorough=False) -> Shard:
         int(ids.max(initial=-1)),
         bool((np.diff(ids) > 0).all()),
         attrs["labels"],
-        _model_of(attrs),
+        model_of(attrs),
         str(attrs.get("content_id")),
     )
 
