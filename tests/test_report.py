@@ -27,6 +27,7 @@ from pipeline.figures import style
 from pipeline.provenance import identity
 from pipeline.schema import DEFAULT_LABELS, KNOWN_LABELS, LabelSet, Layout, flags, resolved
 from pipeline.select import shard_path
+from pipeline.write import write_arrays
 from tools import report
 
 SECTIONS = ["worries", "run", "stars", "accuracy", "figures", "training", "columns"]
@@ -318,6 +319,38 @@ def test_what_was_run_names_commands_versions_model_and_inputs(tmp_path, undrawn
     assert "xp_opt --partition 3 0" in text_of(soup.header)
 
 
+def test_what_became_of_the_labels_is_said_where_the_training_set_is_the_models_own(tmp_path):
+    training = tmp_path / "training_data.h5"
+    write_arrays(training, {"x": np.zeros(3)}, {"script": "compile"}, accounting="labels in 12 <b>")
+    entry = {"name": training.name, "identity": identity(training), "size": 7}
+    write_model(tmp_path / "model", inputs=json.dumps([entry]))
+    soup = soup_of(page_of(tmp_path / "report.html", None, tmp_path / "model"))
+    assert soup.select_one("#stars pre").string == "labels in 12 <b>"
+    training.unlink()
+    write_arrays(training, {"x": np.ones(3)}, {"script": "compile"}, accounting="of others")
+    soup = soup_of(page_of(tmp_path / "report.html", None, tmp_path / "model"))
+    assert not soup.select_one("#stars pre")
+    assert "is not said here" in text_of(soup.select_one("#stars"))
+
+
+def test_stages_of_the_training_are_shown_and_what_went_wrong_in_them_worries(tmp_path):
+    history = [
+        {"stage": "first", "stars": 500, "likelihood_loss": -1.0, "steps_refused": 2},
+        {"stage": "first", "stars": 500, "likelihood_loss": -2.5, "steps_refused": 1},
+        {"stage": "stars", "stars": 400, "rejected": 100},
+        {"stage": "xi", "stars": 3, "skipped": "too few reddened stars"},
+    ]
+    write_model(tmp_path / "model", history=history)
+    soup = soup_of(page_of(tmp_path / "report.html", None, tmp_path / "model"))
+    first, fitted, _ = table_of(soup, "Stages")
+    assert (first["epochs"], first["loss at its end"]) == ("2", "likelihood: −2.500")
+    assert (fitted["stars"], fitted["rejected"]) == ("400", "100")
+    found = " ".join(worries_of(soup))
+    assert "Training stars rejected : 25.0%" in found
+    assert "not finite : 3 (expected" in found
+    assert "xi: too few reddened stars" in found
+
+
 def test_before_step_10_the_page_says_so_in_a_line(tmp_path):
     write_spectra(tmp_path / "data", {FIDS[0]: 5})
     soup = soup_of(page_of(tmp_path / "report.html", tmp_path / "data"))
@@ -357,8 +390,6 @@ def test_a_damaged_validation_is_said_and_the_rest_is_there(tmp_path, damage):
 
 
 def write_arrays_as(path):
-    from pipeline.write import write_arrays
-
     path.unlink()
     write_arrays(path, {"x": np.zeros(3)}, {"script": "train", "format": 1})
 
