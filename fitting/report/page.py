@@ -134,7 +134,7 @@ def _printable(value):
 def _context(found, command) -> dict:
     alarming, fine = worries.first_worries(found.checks())
     goodness = pictures.pictures_of(found.model, pictures.GOODNESS) if found.goodness else []
-    training = pictures.pictures_of(found.model, pictures.TRAINING) if found.goodness else []
+    training = pictures.pictures_of(found.model, pictures.TRAINING) if found.facts else []
     pictures.within([*goodness, *found.drawn, *training])
     context = {
         "found": found,

@@ -110,8 +110,12 @@ def picture(path, name, caption, alt) -> Picture:
 
 
 def pictures_of(folder, wanted) -> list:
-    """`Picture`s of files in the folder of a training; wanted {name: (caption, alt)}."""
-    return [picture(Path(folder) / f"{name}.png", name, *words) for name, words in wanted.items()]
+    """`Picture`s of files in the folder of a training, [] where it has none of them; wanted {name:
+    (caption, alt)}."""
+    paths = {name: Path(folder) / f"{name}.png" for name in wanted}
+    if not any(path.exists() for path in paths.values()):
+        return []
+    return [picture(paths[name], name, *words) for name, words in wanted.items()]
 
 
 def within(pictures):
