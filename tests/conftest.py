@@ -82,6 +82,25 @@ def varied(mocks):
     return replaced(data, flux=flux, flux_err=err, parallax=plx, parallax_err=plx_err), u
 
 
+@pytest.fixture(scope="module")
+def small_pictures():
+    """Figures of few pixels, which take less time."""
+    from pipeline.figures import style
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("figure.dpi", "savefig.dpi"):
+            patch.setitem(style.STYLE, name, 40)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No figures of catalogues in the page, which take most of the time."""
+    from fitting.report import pictures
+
+    monkeypatch.setattr(pictures, "CATALOGUE", {})
+
+
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
     """The demo sky in a real TAP server: url, tables, data_dir (spectra only), absent ids."""

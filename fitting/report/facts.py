@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting.report.words import MOST_SHORT, count, plural
+from fitting.report.words import count, plural
 from pipeline.errors import ShardError
 from pipeline.provenance import identity
 from pipeline.read import HDF5_ERRORS, ShardReader, read_arrays
@@ -15,6 +15,7 @@ from pipeline.schema import MODEL_FILE, LabelSet
 
 CARD = "README.md"  # of a model that is handed on
 MOST_CARD = 20_000  # characters of it
+MOST_SHORT = 12  # digits of an identity that are shown at first sight
 MOST_SAID = 3  # different values of an attribute that are shown
 STARTER = Path(__file__).resolve().parents[2] / "models" / "starter" / MODEL_FILE
 

@@ -144,7 +144,7 @@ def _context(found, command) -> dict:
         "version": project_version(),
         "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,
-        "tiles": tables.tiles(found.accounts, found.census, found.goodness, found.facts),
+        "tiles": tables.tiles(found.accounts, found.census, found.goodness),
         "worries": alarming,
         "stages": tables.of_stages(found.facts.history)
         if found.facts and found.facts.history else None,

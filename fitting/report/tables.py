@@ -181,7 +181,7 @@ def of_parameters(labels) -> Table:
     return Table("Order of the parameters", ("place", "name", "is", "unit", ""), rows, (0,))
 
 
-def tiles(accounts, census, good, facts) -> list:
+def tiles(accounts, census, good) -> list:
     """[(term, value, more words)] of what is seen first."""
     out = []
     if accounts and census:

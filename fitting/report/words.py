@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 NONE = "–"
-MOST_SHORT = 12  # digits of an identity that are shown at first sight
 
 
 def count(n) -> str:
@@ -35,12 +34,6 @@ def value(x, digits) -> str:
     if x is None or not np.isfinite(x):
         return NONE
     return f"{round(float(x), digits) + 0.0:,.{digits}f}".replace("-", "−")
-
-
-def short(identity) -> str:
-    """The beginning of a file's identity, without what kind it is."""
-    kind, _, rest = str(identity).partition(" ")
-    return rest[:MOST_SHORT] if kind == "content" else str(identity)
 
 
 def is_number(x) -> bool:

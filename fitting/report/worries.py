@@ -23,7 +23,6 @@ LEAST_VALIDATION = 300  # stars: of fewer, widths are known to 7% at best
 TOO_SURE, TOO_CAUTIOUS, CONFIDENCE_SIGMAS = 0.05, 0.15, 3.0
 LEAST_IN_BIN = 50
 MOST_REJECTED = 0.2  # of the training stars
-MOST_LEFT_OUT = 0.5  # of the labels
 LOGS = "DATA_DIR/logs/ and python tools/status.py say why; run the step again"
 LEAVE_OUT = "leave these stars out"
 
