@@ -3,6 +3,7 @@
 
     python xp_opt_allsources.py --data-dir data --model output_folder/
     python xp_opt_allsources.py --data-dir data --model output_folder/ --partition 100 7
+    python xp_opt_allsources.py --data-dir data --model output_folder/ --samples 1000 --ids my.csv
 
 Reads DATA_DIR/xp_opt_input_files/xp_opt_input_{fid}.h5 (step 9) and the trained model (step 8);
 writes DATA_DIR/xp_opt_output_files/xp_opt_output_{fid}.h5, one row per row of the input, in its
@@ -19,12 +20,19 @@ than Gaia's says so (train.py --parallax-scale): then they are left out, and fla
 are not set; --use-parallaxes uses them all the same. The attribute `parallaxes` of the outputs says
 which; outputs of the other are made again.
 
+With --samples N --ids FILE nothing of that is made, but N draws from the posterior of each star of
+a list (text, CSV, FITS, VOTable, HDF5, Parquet): DATA_DIR/xp_samples/xp_samples_{fid}.h5 of the
+shards that have such stars, and not_sampled.csv there, which names every other id, and stars whose
+draws are not to be used, with the reason. Reads the inputs alone, not the catalogue. 0.2 s and
+48 kB a star with N = 1000.
+
 A star without a usable spectrum, or whose solution has no proper covariance, has NaN parameters and
 is flagged; none is left out. When it fails: the summary and the log name each bad shard and what to
 do; run the same command again and only the missing ones are made. Results of an older model are
 made again. A run of some shards alone, by another model than the others' results are of, is
 refused (--allow-mixed-models); a model that is replaced meanwhile fails the shards that are left.
-Exit status: 0 every selected shard is done, 1 some failed, 2 wrong usage or missing inputs.
+Exit status: 0 every selected shard is done, 1 some failed (or, with --samples, some ids have no
+row), 2 wrong usage or missing inputs.
 """
 
 import sys
@@ -33,6 +41,7 @@ from pathlib import Path
 import numpy as np
 
 from fitting.report.after import after_inference
+from pipeline.chosen_stars import check_arguments
 from pipeline.errors import ShardError, UsageError
 from pipeline.provenance import made_from, provenance, see
 from pipeline.read import open_shard
@@ -59,7 +68,7 @@ BATCH_STARS = {"CPU": 256, "GPU": 16_384}  # solved in one call, by default
 
 
 def parse_args(argv=None):
-    parser = step_parser(__doc__, OUTPUT)
+    parser = step_parser(__doc__, OUTPUT, "samples")
     add_shard_arguments(parser)
     add_release_argument(parser)
     parser.add_argument(
@@ -94,7 +103,26 @@ def parse_args(argv=None):
         action="store_true",
         help="make some shards though the others keep the results of another model",
     )
+    add_sample_arguments(parser)
     return parser.parse_args(argv)
+
+
+def add_sample_arguments(parser):
+    """Those of draws from the posteriors of chosen stars."""
+    parser.add_argument(
+        "--samples",
+        type=number(int, 1),
+        metavar="N",
+        help="make no catalogue, but N draws from the posterior of each star of --ids",
+    )
+    parser.add_argument("--ids", type=Path, metavar="FILE", help="list of source ids")
+    parser.add_argument("--id-column", metavar="NAME", help="of the list, where not evident")
+    parser.add_argument(
+        "--samples-out",
+        type=Path,
+        metavar="FOLDER",
+        help="for the draws; default: DATA_DIR/xp_samples",
+    )
 
 
 def check_input(reader, trained, layout):
@@ -193,6 +221,7 @@ def make_shard(fid, output, *, args, solver, trained, model, argv, parallaxes):
 @usage_exit
 def main(argv=None) -> int:
     args = parse_args(argv)
+    check_arguments(args)
     fids = select_fids(args, INPUT)
     model_file = args.model / MODEL_FILE
     if not model_file.is_file():
@@ -208,11 +237,17 @@ def main(argv=None) -> int:
     set_threads(args.threads)
     model = see(model_file)
     trained = load_model(model_file, args.release)
-    require_one_model(args, fids, model, log)
+    if args.samples is None:
+        require_one_model(args, fids, model, log)
     parallaxes = parallaxes_used(args, trained, log)
     kind = device_kind()
     solver = StarSolver(trained.stellar, args.batch_size or BATCH_STARS[kind])
     log.info("solved on the %s, %d stars in a call", kind, solver.batch_size)
+    if args.samples is not None:
+        from fitting.sample_shards import sample_shards
+
+        given = (solver, trained, model, argv, parallaxes, check_input, log)
+        return sample_shards(SCRIPT, args, fids, *given)
     status = run_shards(
         SCRIPT,
         args,

@@ -31,9 +31,9 @@ def infer(table, solver, trained):
     `trained.stellar`. A star without a usable spectrum, or whose precision is not positive
     definite, has NaN and is flagged.
     """
-    channels, labels = trained.stellar.channels, trained.stellar.labels
+    labels = trained.stellar.labels
     used = used_fluxes(table["flux"], table["flux_err"])
-    rows = np.flatnonzero(used[:, : channels.n_xp].sum(1) >= MIN_XP_FLUXES)
+    rows, data, unreliable = observed_stars(table, trained.stellar)
     out = {
         name: np.full((len(used), *data.shape), np.nan if data.dtype[0] == "f" else 0, data.dtype)
         for name, data in inferred_columns(labels).items()
@@ -41,11 +41,6 @@ def infer(table, solver, trained):
     out["n_flux"][:] = used.sum(1)
     out["quality_flags"][:] = flags.quality_flag(labels).BAD_INPUT
     if len(rows):
-        data = StarData.of_table(table, channels, rows)
-        unreliable = np.zeros(len(rows), bool)
-        if FIDELITY in table:
-            unreliable = table[FIDELITY][rows] < flags.LEAST_FIDELITY
-            data.parallax = np.where(unreliable, np.nan, data.parallax)
         found, converged = solve_stars(data, solver, trained.errors, trained.alarms)
         confidence = _confidences(found, data, trained)
         found |= {f"{x.name}_confidence": c for x, c in zip(labels, confidence.T, strict=True)}
@@ -60,6 +55,19 @@ def infer(table, solver, trained):
     return out
 
 
+def observed_stars(table, model):
+    """Rows (M,) of a table (see `infer`) that have a usable spectrum, `StarData` of these, and
+    which of them (M,) bool have an unreliable parallax, which is left out."""
+    channels = model.channels
+    used = used_fluxes(table["flux"], table["flux_err"])
+    rows = np.flatnonzero(used[:, : channels.n_xp].sum(1) >= MIN_XP_FLUXES)
+    data, unreliable = StarData.of_table(table, channels, rows), np.zeros(len(rows), bool)
+    if FIDELITY in table:
+        unreliable = table[FIDELITY][rows] < flags.LEAST_FIDELITY
+        data.parallax = np.where(unreliable, np.nan, data.parallax)
+    return rows, data, unreliable
+
+
 def solve_stars(data, solver, errors, alarms=None):
     """The inferred columns but for confidences and flags, and converged (N,) bool, of usable stars.
 
@@ -67,10 +75,7 @@ def solve_stars(data, solver, errors, alarms=None):
     with the fluxes by these, the solution without it is the second one.
     """
     model = solver.model
-    data, seen, odd = trusted(data, solver)
-    modes = solver.solve(data, seen.direct)
-    if alarms is not None:
-        _solve_without_parallax(modes, data, solver, alarms.tense(odd["parallax_tension"]))
+    data, seen, odd, modes = find_modes(data, solver, alarms)
     best, second = modes.best, modes.second
     first, other = (solver.gaussian(data, mode) for mode in (best, second))
     ln_ratio = best.phi - second.phi
@@ -103,6 +108,15 @@ def solve_stars(data, solver, errors, alarms=None):
         "ln_post": -best.phi,
     }
     return found | odd | _direct_columns(seen.direct, errors, len(data), model), best.converged
+
+
+def find_modes(data, solver, alarms=None):
+    """What `trusted` gives of `StarData`, and `Modes` of it; arguments as of `solve_stars`."""
+    data, seen, odd = trusted(data, solver)
+    modes = solver.solve(data, seen.direct)
+    if alarms is not None:
+        _solve_without_parallax(modes, data, solver, alarms.tense(odd["parallax_tension"]))
+    return data, seen, odd, modes
 
 
 def trusted(data, solver):

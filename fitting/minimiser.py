@@ -192,7 +192,7 @@ class Minimiser:
         """Places 0..n-1, the last one repeated up to `batch_size`."""
         return np.minimum(np.arange(self.batch_size), n - 1)
 
-    def _parts(self, data, rows):
+    def parts(self, data, rows):
         """Places in `rows` of at most `batch_size` stars at a time, and whether their missing
         channels need the noise model's general way."""
         fast = projectable(data.observed.used[rows] > 0, self.model.channels.n_xp)
@@ -209,7 +209,7 @@ class Minimiser:
         noise_at = u0 if noise_at is None else noise_at
         solution = Solution.empty(len(rows), len(self.at))
         tables = {"noise_tables": self._noise_tables_tf()}
-        for part, general in self._parts(data, rows):
+        for part, general in self.parts(data, rows):
             m, pad = len(part), part[self.padding(len(part))]
             starts = (tf.constant(u[pad].T, tf.float32) for u in (u0, noise_at))
             batch = self.batch(data, rows[part]) | tables
@@ -249,7 +249,7 @@ class Minimiser:
         gradient = np.full((len(data), n), np.nan)
         solved = np.flatnonzero(np.isfinite(solution.u).all(1))
         tables = {"noise_tables": self._noise_tables_tf()}
-        for part, general in self._parts(data, solved):
+        for part, general in self.parts(data, solved):
             rows = solved[part]
             batch, u = self.batch(data, rows) | tables, solution.u[rows[self.padding(len(rows))]]
             at_u = tf.constant(u.T, tf.float32)

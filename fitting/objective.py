@@ -186,23 +186,32 @@ class Objective:
 
     def values(self, u, data, whitening):
         """phi (k, B), but for ln |det S|, at points u (k, n, B), with the best ln plx put in."""
-        at, k = self.at, u.shape[0]
+        at = self.at
+        gram = self.brightness_gram(self.residuals(u, data), whitening)
+        delta, chi2 = self.best_ln_plx(u[:, at.ln_plx], gram, data)
+        u = tf.transpose(u, (1, 0, 2))
+        u = tf.concat([u[: at.ln_plx], (u[at.ln_plx] + delta)[None]], 0)
+        return self.phi(u, chi2, self.term.value(u[at.z], tf.exp(u[at.ln_ext]), data), data)
+
+    def residuals(self, u, data):
+        """Observed less predicted ln fluxes (k, B, n_wl) at points u (k, n, B)."""
+        at = self.at
         flat = tf.reshape(tf.transpose(u, (1, 0, 2)), (len(at), -1))
         ln_flux = self.model.flux.ln_flux(tf.transpose(flat[at.z]))
         curve, _ = self.model.flux.ext_curve(flat[at.xi])
         model = ln_flux - tf.exp(flat[at.ln_ext])[:, None] * curve + 2.0 * flat[at.ln_plx][:, None]
-        residual = data["value"] - tf.reshape(model, (k, -1, model.shape[1]))
+        return data["value"] - tf.reshape(model, (u.shape[0], -1, model.shape[1]))
+
+    @staticmethod
+    def brightness_gram(residual, whitening):
+        """Products (2, 2, k, B) of the whitened column of ln plx and residuals (k, B, n_wl)."""
         columns = tf.concat([2.0 * tf.ones_like(residual[:1]), residual], 0)  # (1 + k, B, n_wl)
         white = tf.transpose(whitening.of(tf.transpose(columns, (1, 0, 2))), (1, 0, 2))
         jj, rr = tf.reduce_sum(white[:1] ** 2, 2), tf.reduce_sum(white[1:] ** 2, 2)
         jr = tf.reduce_sum(white[:1] * white[1:], 2)
-        gram = tf.stack([tf.stack([jj + 0.0 * jr, jr]), tf.stack([jr, rr])])  # (2, 2, k, B)
-        delta, chi2 = self._best_ln_plx(u[:, at.ln_plx], gram, data)
-        u = tf.transpose(u, (1, 0, 2))
-        u = tf.concat([u[: at.ln_plx], (u[at.ln_plx] + delta)[None]], 0)
-        return self._phi(u, chi2, self.term.value(u[at.z], tf.exp(u[at.ln_ext]), data), data)
+        return tf.stack([tf.stack([jj + 0.0 * jr, jr]), tf.stack([jr, rr])])
 
-    def _phi(self, u, chi2, known, data):
+    def phi(self, u, chi2, known, data):
         """phi (..., B) but for ln |det S| at u (n, ..., B); known (..., B): the type term there."""
         xi, ln_ext, ln_plx = u[self.at.xi], u[self.at.ln_ext], u[self.at.ln_plx]
         misfit = student_misfit(chi2, tf.reduce_sum(data["used"], 1), self.model.noise.nu)
@@ -229,17 +238,17 @@ class Objective:
         it (n, n, B), chi2 (B,).
         """
         at, n = self.at, len(self.at)
-        delta, chi2 = self._best_ln_plx(u[at.ln_plx], gram[at.ln_plx :, at.ln_plx :], data)
+        delta, chi2 = self.best_ln_plx(u[at.ln_plx], gram[at.ln_plx :, at.ln_plx :], data)
         u = tf.concat([u[: at.ln_plx], (u[at.ln_plx] + delta)[None]], 0)
         n_used, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu
         weight = (nu + n_used) / (nu + chi2)
         gradient = -weight * (gram[:n, n] - delta * gram[:n, at.ln_plx])
         known = self.term.derivatives(u[at.z], tf.exp(u[at.ln_ext]), data)
-        phi = self._phi(u, chi2, known.value, data)
+        phi = self.phi(u, chi2, known.value, data)
         gradient, prior = self._add_priors(u, gradient, weight * gram[:n, :n], known, data)
         return u, phi, gradient, weight, prior, chi2
 
-    def _best_ln_plx(self, ln_plx, gram, data):
+    def best_ln_plx(self, ln_plx, gram, data):
         """The change of ln plx (..., B) that minimises phi, the other coordinates held, and chi^2
         there. gram (2, 2, ..., B): of the whitened ln plx column and the residual."""
         n, nu = tf.reduce_sum(data["used"], 1), self.model.noise.nu

@@ -138,6 +138,7 @@ def _is_complete(fid, output, args, inputs_of, log, kind, settings) -> bool:
     if args.overwrite:
         return False
     deep = getattr(args, "check", False)
+    settings = settings(fid) if callable(settings) else settings
     state = output_state(output, inputs_of(fid), kind, settings, deep)
     if state.status is Status.COMPLETE:
         _require_release(output, args)
@@ -212,7 +213,8 @@ def run_shards(
     what was done.
 
     kind: of the outputs (a key of `schema.FILES`), where their folder does not say it.
-    settings: {attribute: value} that the outputs are written with; one of another is made again.
+    settings: {attribute: value} that the outputs are written with, or what gives it of a fid; an
+    output of others is made again.
     jobs: shards handled at once, in threads (for work that waits); `process` must then allow it,
     and `on_interrupt()` is to make the calls of `process` that are under way return soon.
     """

@@ -17,7 +17,8 @@ In each file of PAGES, what stands between a line `<!-- table: NAME -->` and the
   folders                the folders of the data directory, and what fills them
   parameters             the parameters of a star, in the order of stellar_params_est
   bands                  the photometric bands of the flux vector
-  quality_flags, input_flags, parallax_zeropoint_flags, coverage     the bits of flags
+  quality_flags, input_flags, parallax_zeropoint_flags, coverage,
+  sample_flags                               the bits of flags
 
 for the default release and labels. Exit status: 0; with --check, which changes nothing, 1 where a
 table is out of date; 2 where a page asks for a table that there is not.
@@ -68,6 +69,7 @@ SINGLE_FILES = {
     "sampled": "with `--sampled`, in the place of the shards of `xp`",
     "training": "`training_data.h5`",
     "validation": "`output_folder/validation.h5`",
+    "samples": "`data/xp_samples/xp_samples_{fid}.h5`, with `--samples`",
 }
 LABELS_STEP = (6, "(your own)", "stars with known labels: `training_params.h5`", "", "", "")
 MODEL = "the model, its figures, and how good it is: `output_folder/`"
@@ -78,6 +80,7 @@ FLAGS = {
     "input_flags": flags.InputFlag,
     "parallax_zeropoint_flags": flags.ZeroPointFlag,
     "coverage": flags.Coverage,
+    "sample_flags": flags.SampleFlag,
 }
 
 

@@ -435,3 +435,43 @@ INFERRED = (
     ),
     Column("quality_flags", "u4", text="{quality_flags}", ucd="meta.code.qual"),
 )
+
+# ---- step 10 with --samples: draws from the posteriors of chosen stars -----------------------
+
+_DRAWN = {"shape": ("draw", "parameter"), "attributes": ("parameters", "parameter_units")}
+SAMPLES = (
+    ID,
+    Column(
+        "stellar_samples",
+        text="draws of {parameters}: of the catalogue's estimate, so of the forward model pooled "
+        "with the direct estimate",
+        **_DRAWN,
+    ),
+    Column(
+        "model_samples",
+        text="draws of {parameters}: of the forward model's posterior, as it is",
+        **_DRAWN,
+    ),
+    Column(
+        "effective_sample_size",
+        text="of the draws of each parameter of model_samples",
+        ucd="meta.number",
+        shape=("parameter",),
+        attributes=("parameters",),
+    ),
+    Column(
+        "r_hat",
+        text="of the split chains of each parameter of model_samples: near 1 where they have mixed",
+        ucd="stat.value",
+        shape=("parameter",),
+        attributes=("parameters",),
+    ),
+    Column("acceptance", text="share of the chains' moves that were taken", ucd="stat.value"),
+    Column(
+        "second_share",
+        text="share of model_samples nearer in type to second_params_est than to "
+        "model_params_est; 0: there is no second solution",
+        ucd="stat.probability",
+    ),
+    Column("sample_flags", "u1", None, flags.describe(flags.SampleFlag), "meta.code.qual"),
+)

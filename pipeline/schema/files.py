@@ -109,6 +109,11 @@ FILES = {
         (tables.ID, *tables.INFERRED, *tables.TRAINING[:2]),
         format=tables.INFERRED_FORMAT,
     ),
+    "samples": FileKind(  # in a folder of their own, of the shards that have chosen stars
+        "draws from the posteriors of chosen stars",
+        "xp_opt_allsources.py",
+        tables.SAMPLES,
+    ),
 }
 KINDS = {name: kind for name, kind in FILES.items() if kind.folder}
 
@@ -118,10 +123,11 @@ KINDS = {name: kind for name, kind in FILES.items() if kind.folder}
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What the sizes of datasets follow from: the release and its labels."""
+    """What the sizes of datasets follow from: the release and its labels; draws of a star."""
 
     release: Release = dataclasses.field(default_factory=load_release)
     labels: LabelSet = DEFAULT_LABELS
+    draws: int = 1000
 
     def size(self, symbol) -> int:
         """The number that a name in `Column.shape` stands for."""
@@ -134,6 +140,7 @@ class Layout:
         sizes = {
             "label": len(self.labels),
             "parameter": n,
+            "draw": self.draws,
             "triangle": n * (n + 1) // 2,
             "flux": len(self.wavelengths),
             "xp": len(self.release.spectra.wavelengths),

@@ -62,6 +62,20 @@ Coverage = _flags(
     },
 )
 
+# Of `sample_flags`.
+MIXED_R_HAT, MIXED_DRAWS = 1.1, 100  # of chains that have mixed: R-hat below, effective draws above
+SampleFlag = _flags(
+    "SampleFlag",
+    {
+        "NO_SOLUTION": (1, "no usable spectrum, or no proper covariance: draws are NaN"),
+        "NOT_MIXED": (
+            2,
+            f"R-hat above {MIXED_R_HAT:g}, or fewer than {MIXED_DRAWS} effective draws, of a "
+            "parameter: the draws are not to be trusted",
+        ),
+    },
+)
+
 # Of `quality_flags`. Bits 0 to 5 mean what they mean in the catalogue of Zhang, Green & Rix (2023).
 CONFIDENCE_LIMIT = 0.5
 LEAST_CHI2 = 2.0  # for each XP flux used: fits below are never poor
