@@ -7,7 +7,7 @@ from scipy.special import gammaln, logsumexp
 
 from fitting.random_numbers import DEGREES, t_numbers
 
-HELD_BY = 20.0  # draws' worth of the former mixture, where it is fitted to draws
+HELD_BY = 10.0  # draws' worth of the former mixture, where it is fitted to draws
 OF_COVARIANCE = 0.85  # the scale matrix of a component: a t distribution is wider than that
 NEW_WEIGHT = 0.2  # of a component added to others that sum to 1
 LEAST_WEIGHT = 0.02  # of a component that there is

@@ -24,12 +24,13 @@ from fitting.random_numbers import DEGREES, t_numbers, uniforms
 WALKERS = 32  # of a star
 HALVES = (slice(0, WALKERS // 2), slice(WALKERS // 2, WALKERS))
 LEAST_KEPT = 32  # of each walker: fewer do not tell how they mix
-WARM_UP = (20, 20, 20)  # steps, after each of which the proposals are fitted to them
-THINNING = (8, 32)  # steps from one draw kept to the next: the later ones where needed
+WARM_UP = (20, 20, 20, 20)  # steps, after each of which the proposals are fitted to them
+THINNING = (8, 32, 96)  # steps from one draw kept to the next: the later ones where needed
 MOST_R_HAT = 1.05  # above, or with fewer effective draws than this share of those kept, a star
 LEAST_ESS = 0.25  # goes on
-EM_STEPS = 3  # in each fit
+EM_STEPS = 5  # in each fit
 JUMP_SHARE = 0.15  # of the steps by differences that are by all of the difference
+ONE_SHARE = 0.4  # that change one coordinate alone
 START_WEIGHT = 0.15  # of the mixture at the start, in the fitted one
 HALF_T = DEGREES // 2
 
@@ -106,18 +107,20 @@ class _Ensemble:
         halves = [(x, *out.density(x)) for x in (out._proposed(half)[0] for half in HALVES)]
         out.x, out.ln, out.said = (np.concatenate(parts, 1) for parts in zip(*halves, strict=True))
         out.step = 1  # step 0 was the start
+        seen = None
         for n_steps in WARM_UP:
-            out._adapt(n_steps)
+            seen = out._adapt(n_steps, seen)
         return out
 
-    def _adapt(self, n_steps):
-        """Have the mixture fitted to so many steps, with a component more, there where the density
-        is most above what the mixture has."""
+    def _adapt(self, n_steps, seen):
+        """Have the mixture fitted to so many steps and those `seen` before, with a component more
+        there where the density is most above what the mixture has; returns all that was seen."""
         d = self.d
         record, _ = self.record(
             n_steps, 1, lambda x, said: np.concatenate([x, self.ln[..., None]], 2)
         )
-        record = np.moveaxis(record, 2, 0).reshape(len(self.keys), -1, record.shape[3])
+        record = _in_order(record)
+        record = record if seen is None else np.concatenate([seen, record], 1)
         draws, ln = record[..., :d].astype("f8"), record[..., -1] - _ln_t(record[..., d:-1])
         own = self.mixture.take(slice(None), slice(self.n_own))
         lacking = np.argmax(ln - self.mixture.ln_density(draws), 1)
@@ -125,6 +128,7 @@ class _Ensemble:
         for _ in range(EM_STEPS):
             own = own.fitted(draws)
         self.mixture, self.n_own = own.beside(self.start, START_WEIGHT), own.n_components
+        return record
 
     @property
     def d(self):
@@ -177,14 +181,17 @@ class _Ensemble:
 
     def _differing(self, half, other):
         """The same, away by the difference of two walkers of the other half."""
-        u, rest = self._numbers(half, 3)
-        others, n = self.x[:, other, : self.d], WALKERS // 2
+        u, rest = self._numbers(half, 4)
+        others, n, d = self.x[:, other, : self.d], WALKERS // 2, self.d
         first = (u[..., 0] * n).astype(int)
         second = (first + 1 + (u[..., 1] * (n - 1)).astype(int)) % n
         star = np.arange(len(u))[:, None]
-        # Half of the step that is best for a Gaussian and twice it, or all of the difference.
-        size = 2.38 / np.sqrt(2 * self.d) * (0.5 + u[..., 2] / (1 - JUMP_SHARE))
-        size = np.where(u[..., 2] > 1 - JUMP_SHARE, 1.0, size)[..., None]
+        # One coordinate alone, or all of them.
+        one = (u[..., 3] / ONE_SHARE * d).astype(int)
+        moved = (one[..., None] == np.arange(d)) | (u[..., 3:] > ONE_SHARE)
+        # Half to three halves of the step that is best for a Gaussian, or all of the difference.
+        size = 2.38 / np.sqrt(2 * moved.sum(2)) * (0.5 + u[..., 2] / (1 - JUMP_SHARE))
+        size = np.where(u[..., 2] > 1 - JUMP_SHARE, 1.0, size)[..., None] * moved
         new = self.x[:, half, : self.d] + size * (others[star, first] - others[star, second])
         return np.concatenate([new, self._fresh(rest)], 2), 0.0, rest[..., -1]
 

@@ -17,6 +17,7 @@ from fitting.star_density import StarDensity
 from pipeline.schema import Layout, flags, resolved
 
 LEAST_SHARE = 0.05  # of the proposals, of a second mode at the start
+WIDE, WIDE_SHARE = 2.5, 0.3  # of the errors: posteriors have tails
 BATCH_STARS = {"CPU": 16, "GPU": 512}  # whose densities are computed in one call
 
 
@@ -57,9 +58,7 @@ class StarSampler:
         if not len(proper):
             return proper, {}
         data, solutions, d = data.take(proper), solutions[proper], self.at.ln_plx
-        start = Mixture.of_covariances(
-            share[proper], solutions[:, :, :d], covariances[proper][:, :, :d, :d]
-        )
+        start = start_mixture(solutions[:, :, :d], covariances[proper][:, :, :d, :d], share[proper])
         draws = sample(
             self.density.of(data, solutions),
             start,
@@ -111,6 +110,16 @@ class StarSampler:
         forward = self.solver.model.is_forward
         of_type = self.trained.errors.of_type(direct[0])[:, forward]
         return pooled_draws(u, *direct[:, rows][:, :, forward], weights, of_type[rows], self.at)
+
+
+def start_mixture(means, covariances, shares):
+    """The `Mixture` at the start, of modes (M, 2, d), and WIDE_SHARE of it wider by WIDE."""
+    both = (
+        np.concatenate([(1 - WIDE_SHARE) * shares, WIDE_SHARE * shares], 1),
+        np.concatenate([means, means], 1),
+        np.concatenate([covariances, WIDE**2 * covariances], 1),
+    )
+    return Mixture.of_covariances(*both)
 
 
 def pooled_draws(u, z, sigma, weights, of_type, at):
