@@ -25,6 +25,7 @@ WALKERS = 32  # of a star
 HALVES = (slice(0, WALKERS // 2), slice(WALKERS // 2, WALKERS))
 LEAST_KEPT = 32  # of each walker: fewer do not tell how they mix
 WARM_UP = (20, 20, 20, 20)  # steps, after each of which the proposals are fitted to them
+BURN_IN = 64  # steps after that, by the proposals as they stay
 THINNING = (8, 32, 96)  # steps from one draw kept to the next: the later ones where needed
 MOST_R_HAT = 1.05  # above, or with fewer effective draws than this share of those kept, a star
 LEAST_ESS = 0.25  # goes on
@@ -110,6 +111,7 @@ class _Ensemble:
         seen = None
         for n_steps in WARM_UP:
             seen = out._adapt(n_steps, seen)
+        out.record(1, BURN_IN, lambda x, said: x[:, :0])
         return out
 
     def _adapt(self, n_steps, seen):

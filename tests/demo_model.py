@@ -136,7 +136,7 @@ def quick():
     whole = tf.function
 
     def graph(function, jit_compile=None, autograph=None):
-        often = function.__name__ in ("_minimise", "curvature", "values")
+        often = function.__name__ in ("_minimise", "curvature", "values", "_ln_density")
         return whole(function, autograph=False) if often else function
 
     with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from fitting.noise import NoiseModel
 from fitting.observed import FINE, OBSERVED, StarData
 from fitting.posterior import ErrorModel
 from fitting.prior import MixturePrior
+from fitting.samples import StarSampler
 from fitting.star_solver import StarSolver
 from fitting.stellar_model import StellarModel
 from fitting.trained_model import NO_ALARMS, TrainedModel, TrainingRange
@@ -185,14 +186,27 @@ def eagerly():
         tf.config.run_functions_eagerly(False)
 
 
-def make_solver(model, **options):
-    """A `StarSolver` whose functions are graphs, but not compiled by XLA: that takes five times as
-    long, and a test of step 10 runs the compiled ones."""
+@contextlib.contextmanager
+def as_graphs():
+    """Functions that are compiled become graphs instead: to compile takes five times as long, and a
+    test of step 10 runs the compiled ones."""
     with pytest.MonkeyPatch.context() as patch:
         whole = tf.function
         patch.setattr(quiet_tensorflow, "PROGRAMS", None)
         patch.setattr(tf, "function", lambda f, **_: whole(f, autograph=False))
+        yield
+
+
+def make_solver(model, **options):
+    """A `StarSolver` whose functions are graphs."""
+    with as_graphs():
         return StarSolver(model, **{"batch_size": 64} | options)
+
+
+def make_sampler(solver, trained, **options):
+    """A `StarSampler` whose functions are graphs."""
+    with as_graphs():
+        return StarSampler(solver, trained, **options)
 
 
 def mock_stars(model, n, seed=0, plx_snr=10.0, rel_err=0.02):

@@ -40,6 +40,7 @@ COLUMNS = [column for kind in FILES.values() for column in kind.columns]
 
 # Numbers that have no unit, and words of the units that astropy does not know.
 PURE = {
+    "acceptance", "effective_sample_size", "r_hat", "second_share",
     "blend_probability", "chi2_opt", "fidelity_v2", "fracflux", "ln_post", "ln_prior",
     "parallax_tension", "phot_bp_rp_excess_factor", "qf", "rchi2", "ruwe", "rv_chisq_pvalue",
     "rv_expected_sig_to_noise", "rv_renormalised_gof", "second_delta_ln_post",
@@ -50,7 +51,7 @@ OF_THE_MAP = {"E_mean_bayestar", "E_sigma_bayestar", "E_mean_sfd", "E_mean_planc
 SEVERAL_UNITS = {  # of labels or parameters, which the texts and attributes name
     "stellar_type", "stellar_type_err", "stellar_params_est", "stellar_params_err",
     "stellar_params_cov_triu", "stellar_params_icov_triu", "model_params_est", "model_params_err",
-    "second_params_est",
+    "second_params_est", "stellar_samples", "model_samples",
 }  # fmt: skip
 OF_THE_BASIS = {
     "{band}_chi_squared", "{band}_coefficient_correlations", "{band}_coefficient_covariances",
