@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from model_case import (
+    N_XP,
+    NO_BP,
     add_direct,
     as_graphs,
     make_model,
@@ -10,19 +12,31 @@ from model_case import (
     make_solver,
     make_trained,
     mock_stars,
+    replaced,
     table_of,
 )
 from model_oracle import Star
 from scipy import stats
 
+from fitting import sampler as chains
 from fitting.catalogue import infer
 from fitting.posterior import physical
 from fitting.samples import StarSampler, pooled_draws
 from fitting.star_density import StarDensity
 from pipeline.schema import flags
 
-N_STARS, DRAWS = 48, 1000
+N_STARS, DRAWS = 32, 1000
 IDS = np.arange(N_STARS, dtype=np.int64) * 10**12 + 4295806720
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_chains():
+    """Shorter chains than usual, and no longer ones for stars that do not mix."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "WARM_UP", (15, 15))
+        patch.setattr(chains, "BURN_IN", 15)
+        patch.setattr(chains, "THINNING", (6,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +145,7 @@ def to_coordinates(params, model):
 
 
 def test_draws_are_finite_positive_and_said_to_have_mixed(drawn):
-    assert good(drawn).mean() > 0.85
+    assert good(drawn).mean() > 0.8
     assert np.isfinite(drawn["model_samples"]).all()
     assert (drawn["model_samples"][..., 4:] > 0).all()
     assert (drawn["r_hat"][good(drawn)] <= flags.MIXED_R_HAT).all()
@@ -157,7 +171,7 @@ def test_errors_of_the_curvature_are_the_deviations_of_the_draws_within_a_quarte
     is not Gaussian, so draws are wider, by 1.05 to 1.1 as calibrated factors say."""
     ratio = drawn["model_samples"].std(1) / catalogue["model_params_err"]
     ratio = np.median(ratio[good(drawn)], 0)
-    assert (ratio > 0.9).all() and (ratio < 1.25).all(), ratio
+    assert 0.9 < ratio.min() < ratio.max() < 1.25, ratio
 
 
 def test_the_catalogues_estimate_is_within_the_draws(drawn, catalogue):
@@ -171,7 +185,7 @@ def test_the_catalogues_estimate_is_within_the_draws(drawn, catalogue):
 
 
 def test_draws_of_a_star_are_the_same_bit_for_bit_whoever_is_beside_it(sampler, table, drawn):
-    rows = np.array([5, 40, 11])
+    rows = np.array([5, 30, 11])
     alone = sampler.columns(some(table, rows), IDS[rows], DRAWS)
     for name, values in alone.items():
         np.testing.assert_array_equal(values, drawn[name][rows], name)
@@ -195,16 +209,18 @@ def test_another_id_has_other_draws_of_the_same_posterior(sampler, table, drawn)
     assert np.abs(away / error)[rows].max() < 5
 
 
-def test_without_a_parallax_the_draws_are_wider_and_still_positive(sampler, table, drawn):
-    hidden = some(table, slice(0, 12))
-    hidden |= {name: np.full(12, np.nan, "f4") for name in ("plx", "plx_err")}
-    found = sampler.columns(hidden, IDS[:12], DRAWS)
-    rows = good(found) & good(drawn)[:12]
-    ratio = found["model_samples"].std(1) / drawn["model_samples"][:12].std(1)
-    relative = [np.log(x["model_samples"][:12, :, 5]).std(1) for x in (found, drawn)]
-    assert np.median((relative[0] / relative[1])[rows]) > 1.2
-    assert np.median(ratio[rows], 0)[:3].max() > 1.0
-    assert (found["model_samples"][rows][..., 5] > 0).all()
+def test_without_a_precise_parallax_the_draws_are_wider_and_still_positive(sampler, table, drawn):
+    hidden, precise = some(table, slice(0, 16)), some(table, slice(0, 16))
+    hidden |= {name: np.full(16, np.nan, "f4") for name in ("plx", "plx_err")}
+    precise["plx"] = drawn["model_samples"][:16, :, 5].mean(1)
+    precise["plx_err"] = 0.2 * drawn["model_samples"][:16, :, 5].std(1)
+    without, known = (sampler.columns(one, IDS[:16], DRAWS) for one in (hidden, precise))
+    rows = good(without) & good(known)
+    ratio = (without["model_samples"].std(1) / known["model_samples"].std(1))[rows]
+    assert np.median(ratio[:, 5]) > 3
+    assert np.median(ratio[:, :3].max(1)) > 1.05
+    assert np.median(ratio[:, 4]) > 0.95
+    assert (without["model_samples"][rows][..., 5] > 0).all()
 
 
 def test_larger_errors_of_the_fluxes_make_wider_draws(sampler, table, drawn):
@@ -237,19 +253,23 @@ def test_stars_without_a_spectrum_are_nan_and_flagged_and_the_others_as_they_wer
 
 
 def test_a_star_of_two_modes_has_draws_at_both_by_their_evidence(sampler, mocks):
-    """The share of draws at the second solution against Laplace's approximation of it, which is
-    within a factor of 2.5 of the odds in the median of stars without parallax."""
-    data = mocks[0].without_parallax()
+    """Of stars with RP alone, poorly measured: the odds of the second solution among the draws are
+    those of Laplace's approximation, within a factor of 2 in the median, and 4 for most."""
+    stars = mocks[0].take(slice(0, 120))
+    err = 10 * stars.flux_err
+    err[:, NO_BP] = err[:, N_XP:] = np.inf
+    data = replaced(stars, flux_err=err).without_parallax()
     modes = sampler.solver.solve(data)
-    _, _, shares = sampler._solutions(data, modes)
+    shares = sampler._solutions(data, modes)[2][:, 1]
     apart = np.abs(modes.best.u[:, :3] - modes.second.u[:, :3]).max(1) > 1.0
-    rows = np.flatnonzero(apart & (shares[:, 1] > 0.1) & (shares[:, 1] < 0.9))[:12]
-    assert len(rows) >= 5
-    found = sampler.columns(table_of(data.take(rows)), rows + 1, DRAWS)
-    share = found["second_share"]
-    assert ((share > 0.005) & (share < 0.995)).mean() > 0.7
-    odds = np.log(share / (1 - share)) - np.log(shares[rows, 1] / shares[rows, 0])
-    assert abs(np.median(odds[np.isfinite(odds)])) < np.log(2.5)
+    rows = np.flatnonzero(apart & (shares > 0.1) & (shares < 0.9))[:16]
+    assert len(rows) > 8
+    share = sampler.columns(table_of(data.take(rows)), rows + 1, DRAWS)["second_share"]
+    assert (share > 0).all()
+    assert (share < 1).all()
+    odds = np.log(share / (1 - share)) - np.log(shares[rows] / (1 - shares[rows]))
+    assert abs(np.median(odds)) < np.log(2)
+    assert np.quantile(np.abs(odds), 0.75) < np.log(4)
 
 
 # ---- the pool --------------------------------------------------------------------------------
@@ -293,20 +313,21 @@ def test_the_catalogues_draws_are_of_the_catalogues_estimates_and_errors():
     model = add_direct(make_model())
     solver = make_solver(model)
     trained = make_trained(model, pool_weights=np.array([[0.5, 0.5]]))
-    data = mock_stars(model, 24, seed=5)[0]
-    table, ids = table_of(data), np.arange(24) + 77
+    data = mock_stars(model, 16, seed=5)[0]
+    table, ids = table_of(data), np.arange(16) + 77
     found, known = (
         make_sampler(solver, trained).columns(table, ids, DRAWS),
         infer(table, solver, trained),
     )
     rows = good(found)
-    assert rows.sum() > 15
+    assert rows.sum() > 10
     draws = found["stellar_samples"]
     assert not np.array_equal(draws, found["model_samples"])
     off = (draws.mean(1) - known["stellar_params_est"]) / known["stellar_params_err"]
     ratio = draws.std(1) / known["stellar_params_err"]
     assert np.abs(np.median(off[rows][:, :3], 0)).max() < 0.4
-    assert (np.median(ratio[rows], 0) > 0.85).all() and (np.median(ratio[rows], 0) < 1.3).all()
+    middle = np.median(ratio[rows], 0)
+    assert 0.85 < middle.min() < middle.max() < 1.3, middle
     assert (draws[rows][..., 4:] > 0).all()
 
 

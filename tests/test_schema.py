@@ -119,6 +119,7 @@ FLAGS = {
     "input_flags": flags.InputFlag,
     "parallax_zeropoint_flags": flags.ZeroPointFlag,
     "coverage_bayestar": flags.Coverage,
+    "sample_flags": flags.SampleFlag,
 }
 
 
