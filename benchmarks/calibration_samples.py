@@ -85,12 +85,12 @@ def print_row(title, values):
     """Quantiles of values (N, n) in a line."""
     cells = np.nanquantile(values, SHARES, axis=0).T
     texts = (f"{low:.2f} / {middle:.2f} / {high:.2f}" for low, middle, high in cells)
-    print(f"{title:15s}" + "".join(f"{text:>22s}" for text in texts))
+    print(f"{title:15s}" + "".join(f"{text:>24s}" for text in texts))
 
 
 def print_table(words, found, parameters):
     print(f"\n{words}: standard deviation of the draws over the error, 16% / 50% / 84% of stars")
-    print(f"{'':15s}" + "".join(f"{name:>22s}" for name in parameters))
+    print(f"{'':15s}" + "".join(f"{name:>24s}" for name in parameters))
     for title, (ratio, _) in found.items():
         print_row(title, ratio)
     print(f"{words}: (mean of the draws - estimate) / standard deviation")
