@@ -11,7 +11,7 @@
 # make bench   speed and memory, per core (some need the model of make demo)
 # make calibration   are the errors true? simulated and real stars, published extinction laws, a
 #              discriminative peer; figures in benchmarks/out/ (needs the model of make demo; about
-#              12 minutes)
+#              20 minutes)
 # make clean   remove .venv, caches and demo/run/
 # Each target first makes .venv and installs into it what it needs; PYTHON picks the interpreter.
 

@@ -7,8 +7,7 @@ hidden (fitting/samples.py), and compares with what step 10 says of them: standa
 draws over the error, of the forward model alone by the curvature (before the error factors) and as
 the catalogue has it, and of the pool with the direct estimate; how far the mean of the draws is
 from the estimate, in standard deviations. Prints 16%, 50% and 84% of the stars, how well the chains
-mixed and the time a star, and writes samples.json and samples.png to --out. Takes 3 minutes for 300
-stars.
+mixed and the time a star, and writes samples.json and samples.png to --out. Takes 8 minutes.
 """
 
 import argparse
@@ -116,7 +115,7 @@ def draw(path, results, parameters):
             ax.set_xscale("log")
             ax.set_xticks(TICKS, [f"{x:g}" for x in TICKS])
             ax.minorticks_off()
-            ax.set_xlabel(f"{name}: st. dev. of draws / error")
+            ax.set_xlabel(f"{name}: sigma of draws / error")
             ax.set_ylabel("share of stars")
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=2)
