@@ -31,8 +31,9 @@ from astropy.coordinates import SkyCoord
 
 import xp_utils
 from pipeline.errors import ShardError, UsageError
+from pipeline.joining import Needs, aligned_chunks, join_rows
 from pipeline.provenance import Status, output_state, provenance, see
-from pipeline.read import Needs, ShardReader, aligned_chunks, join_rows
+from pipeline.read import ShardReader
 from pipeline.run import collect_failure, progress, reasons_of, setup_logging, usage_exit
 from pipeline.schema import KINDS, KNOWN_LABELS, Layout, flags, resolved
 from pipeline.schema.columns import COLUMN_MAPS

@@ -20,8 +20,9 @@ import sys
 
 import xp_utils
 from pipeline.errors import ShardError
+from pipeline.joining import Needs, aligned_chunks
 from pipeline.provenance import provenance
-from pipeline.read import Needs, aligned_chunks, open_shard
+from pipeline.read import open_shard
 from pipeline.run import run_shards, setup_logging, usage_exit
 from pipeline.schema import SURVEYS, Layout, flags, resolved
 from pipeline.select import (

@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from pipeline.errors import UsageError
-from pipeline.read import ShardReader, join_rows
+from pipeline.joining import join_rows
+from pipeline.read import ShardReader
 from pipeline.schema import MODEL_FILE, load_release
 from pipeline.whole_files import write_text
 

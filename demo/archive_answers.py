@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.build_sky import Sky, read_stars, write_shard
 from pipeline.errors import ShardError, UsageError
+from pipeline.joining import join_rows
 from pipeline.provenance import provenance
-from pipeline.read import join_rows, open_shard
+from pipeline.read import open_shard
 from pipeline.run import usage_exit
 from pipeline.select import add_release_argument, list_fids
 

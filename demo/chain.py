@@ -10,7 +10,8 @@ import numpy as np
 
 from fitting.catalogue import label_estimates
 from pipeline.errors import ShardError
-from pipeline.read import ShardReader, join_rows
+from pipeline.joining import join_rows
+from pipeline.read import ShardReader
 from pipeline.schema import LabelSet, inferred_columns, load_release
 from pipeline.select import list_fids, shard_path
 

@@ -2,16 +2,12 @@
 
 Root attributes: `digests`, {dataset: hash of its bytes} as JSON; `content_id`, of the datasets'
 names, types, shapes, attributes and digests and of what is said of the content, which is the same
-for files of the same content, whenever and from wherever they were made; `seal`, of all root
-attributes; `heaps`, (m, 3) place, size and CRC-32 of the parts of the file that hold the texts of
-attributes, of which HDF5 has no checksum, and on some of which, damaged, it hangs: so they are
-looked at before it is asked for any text. Files of former versions have none: of them nothing is
-known.
+for files of the same content, whenever and from wherever they were made. Files of the first
+versions have none: of them nothing is known.
 """
 
 import hashlib
 import json
-import zlib
 
 import h5py
 import numpy as np
@@ -19,9 +15,11 @@ import numpy as np
 from pipeline.errors import ShardError
 
 BLOCK_BYTES = 1 << 24  # read at a time to be hashed
+SEAL = "seal"  # attribute of files that former versions wrote, and `heaps`
 # Root attributes that tell how a file came to be, or are made here; all others tell of the content.
 ABOUT = {"script", "version", "time", "command_line", "inputs", "packages", "complete", "n_rows",
-         "id_column", "sourceid_hash", "digests", "content_id", "seal", "heaps"}  # fmt: skip
+         "id_column", "sourceid_hash", "digests", "content_id", "trailer", "accepted",
+         SEAL, "heaps"}  # fmt: skip
 
 
 def new_digest():
@@ -99,52 +97,16 @@ def content_id(file, digests: dict) -> str:
     return _hash([datasets, _plain({k: v for k, v in file.attrs.items() if k not in ABOUT})])
 
 
-def seal(file) -> str:
-    """`seal` of an open file."""
-    return _hash(_plain({key: v for key, v in file.attrs.items() if key not in ("seal", "heaps")}))
-
-
-def put_seal(file, digests: dict):
-    """Give a file that is being written, and has all its other attributes, the three hashes."""
+def put_hashes(file, digests: dict):
+    """Give a file that is being written, and has all its other attributes, those of its content."""
     file.attrs["digests"] = json.dumps(digests, sort_keys=True)
     file.attrs["content_id"] = content_id(file, digests)
-    file.attrs["seal"] = seal(file)
 
 
-def put_heaps(file, sink):
-    """Give a file that is written to a `Sink`, and has its seal, the last of its attributes."""
-    file.flush()
-    file.attrs["heaps"] = np.array(sink.heaps(), np.int64).reshape(-1, 3)
-
-
-def require_heaps(file, path):
-    """ShardError where the texts in an open file of ours are damaged: see `heaps`."""
-    if "heaps" not in file.attrs:
-        return
-    with open(path, "rb") as raw:
-        for place, size, crc in file.attrs["heaps"].tolist():
-            raw.seek(place)
-            if zlib.crc32(raw.read(size)) != crc:
-                raise ShardError(
-                    f"{path}: its attributes are damaged, or changed by another program: make or "
-                    "fetch it again; where that was meant, delete its attributes `seal`, `heaps`"
-                )
-
-
-def read_seal(file, path) -> dict | None:
-    """The digests of an open file of ours; None where it has none. ShardError where what is said in
-    it, of its datasets or of itself, is not what was written.
-    """
-    if "seal" not in file.attrs:
-        return None
-    whole = file.attrs["seal"] == seal(file)
-    digests = json.loads(file.attrs["digests"]) if whole else {}
-    if not whole or file.attrs["content_id"] != content_id(file, digests):
-        raise ShardError(
-            f"{path}: not as it was written (damaged, or changed by another program): make or "
-            "fetch it again; or, where the change was meant, delete its attributes `seal`, `heaps`"
-        )
-    return digests
+def read_digests(attrs) -> dict | None:
+    """{dataset: its hash} by the root attributes of a file that is as it was written; None where
+    it has none."""
+    return json.loads(attrs["digests"]) if "digests" in attrs else None
 
 
 def require_digest(found, digests, name, path):

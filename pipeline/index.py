@@ -17,6 +17,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from pipeline import trailer
+from pipeline.errors import ShardError
 from pipeline.schema import KINDS
 from pipeline.select import FID_PATTERN
 from pipeline.whole_files import write_text
@@ -104,8 +106,12 @@ def read_attributes(path) -> dict:
     plan = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     plan.set_file_locking(False, True)
     try:
+        with open(path, "rb", buffering=0) as raw:
+            whole = trailer.has_trailer(raw, path)
         file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, plan)
         try:
+            if not whole and h5py.h5a.exists(file, trailer.ATTRIBUTE.encode()):
+                trailer.require_none({trailer.ATTRIBUTE}, path)
             said = {
                 name: _value(h5py.h5a.open(file, name.encode()))
                 for name in WANTED
@@ -114,6 +120,8 @@ def read_attributes(path) -> dict:
             return said if "n_rows" in said else said | _rows_of_ids(file)
         finally:
             file.close()
+    except ShardError as error:
+        return {"fault": str(error)}
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         return {"fault": f"not a readable HDF5 file (truncated or damaged; {error})"}
 

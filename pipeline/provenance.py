@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import h5py
-
-from pipeline.content import require_heaps
 from pipeline.errors import ShardError
-from pipeline.read import HDF5_ERRORS, check_whole
+from pipeline.read import HDF5_ERRORS, check_whole, open_hdf5
 from pipeline.schema import FILES, KINDS
 
 MOST_INPUTS = 64  # named one by one in an output; more are named by folder
@@ -68,8 +65,7 @@ def identity(path) -> str:
     A file of ours: its `content_id`, which survives copying. A foreign or damaged one: size and
     mtime (copy those with `cp -p` or `rsync -a`). ShardError where there is no such file.
     """
-    with contextlib.suppress(ShardError, *HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
-        require_heaps(file, path)
+    with contextlib.suppress(ShardError, *HDF5_ERRORS), open_hdf5(path)[0] as file:
         if "content_id" in file.attrs:
             return f"content {file.attrs['content_id']}"
     size, mtime, _ = _stamp(path)
@@ -175,8 +171,7 @@ def provenance(script: str, argv, inputs, release=None) -> MadeBy:
 
 def made_from(path, name) -> str | None:
     """Identity of the input of that name that a file records; None where it records none."""
-    with contextlib.suppress(ShardError, *HDF5_ERRORS), h5py.File(path, "r", locking=False) as file:
-        require_heaps(file, path)
+    with contextlib.suppress(ShardError, *HDF5_ERRORS), open_hdf5(path)[0] as file:
         entries = json.loads(file.attrs.get("inputs", "[]"))
         return next((e["identity"] for e in entries if e["name"] == name), None)
     return None

@@ -1,26 +1,24 @@
-"""Reading shards, ours or foreign, and joining their rows by id.
+"""Reading shards, ours or foreign.
 
 Every fault of a file is a ShardError that says which file and dataset, and what to do.
 """
 
+import contextlib
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from pipeline import content
+from pipeline import content, trailer
+from pipeline.declared import require_declared
 from pipeline.errors import ShardError, unreadable
 from pipeline.own_content import require_own
-from pipeline.schema import FILES, KINDS, LabelSet, Layout, resolved
+from pipeline.schema import KINDS, LabelSet, Layout, resolved
 from pipeline.select import shard_path
-from pipeline.xp_basis import load_xp_basis
 
 MOST_GAP = 8  # rows between two wanted ones that are read rather than skipped
 CACHE_BYTES = 1 << 25  # per dataset read: foreign files may hold large or column-wise chunks
-# Kinds of dtype that a declared one (f, i, u, b, S) may be read from.
-KINDS_READ_AS = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "S": "SO"}
 # What h5py raises on damaged files.
 HDF5_ERRORS = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, ArithmeticError,
@@ -28,19 +26,31 @@ HDF5_ERRORS = (
 )  # fmt: skip
 
 
-def _open(path: Path) -> h5py.File:
+def open_hdf5(path) -> tuple[h5py.File, bool]:
+    """An HDF5 file, open for reading, and whether it has a trailer (pipeline/trailer.py).
+
+    ShardError where there is no such file, or HDF5 or its trailer say that it is damaged.
+    """
     try:
-        with open(path, "rb") as file:
-            empty = not file.read(1)
+        with open(path, "rb", buffering=0) as file:
+            if not file.read(1):
+                raise ShardError(
+                    f"{path}: empty file (0 bytes); delete it and fetch or make it again"
+                )
+            whole = trailer.has_trailer(file, path)
     except FileNotFoundError as error:
         raise ShardError(f"{path}: not found") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    if empty:
-        raise ShardError(f"{path}: empty file (0 bytes); delete it and fetch or make it again")
     try:
-        return h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
-    except OSError as error:
+        file = h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
+        if not whole:
+            with contextlib.ExitStack() as opened:
+                opened.enter_context(file)
+                trailer.require_none(file.attrs, path)
+                opened.pop_all()
+        return file, whole
+    except HDF5_ERRORS as error:
         raise ShardError(
             f"{path}: not a readable HDF5 file (truncated or damaged; {error}); make it again"
         ) from error
@@ -52,13 +62,13 @@ class ShardReader:
     `n_rows`, `columns` (root-level datasets) and `attrs` are read on opening. With an `id_column`
     (given, or recorded in the file) all datasets must have as many rows as it has. names: {our
     name of a dataset: a foreign file's}, where they differ. A file of ours must be as it was
-    written, but for the values of its datasets (`verify`): see pipeline/content.py.
+    written (pipeline/trailer.py), but for the values of its datasets: those are `verify`'s.
     """
 
     def __init__(self, path, id_column=None, names=None):
         self.path = Path(path)
         self._theirs = names or {}
-        self._file = _open(self.path)
+        self._file, self._is_whole = open_hdf5(self.path)
         try:
             self._inspect(id_column)
         except BaseException:
@@ -67,9 +77,8 @@ class ShardReader:
 
     def _inspect(self, id_column):
         try:
-            content.require_heaps(self._file, self.path)
-            require_own(self._file, self.path)
-            self._digests = content.read_seal(self._file, self.path)
+            if not self._is_whole:  # what has a trailer was written without such links
+                require_own(self._file, self.path)
             self.attrs = {key: self._file.attrs[key] for key in self._file.attrs}
             ours = {their: our for our, their in self._theirs.items() if our not in self._file}
             items = {ours.get(name, name): self._file[name] for name in self._file}
@@ -102,19 +111,15 @@ class ShardReader:
     def close(self):
         self._file.close()
 
-    def _stored(self, name):
-        """The HDF5 object of a dataset, by our name or by a path within the file."""
-        return self._items[name] if name in self._items else self._file[name]
-
     def item(self, name):
-        """The HDF5 object at a path within the file."""
-        return self._file[name]
+        """The HDF5 object by our name of it, or at a path within the file."""
+        return self._items[name] if name in self._items else self._file[name]
 
     def visit(self, look):
         """Call look(path, HDF5 object) for all that is in the file, groups within groups too."""
         self._file.visititems(look)
 
-    def _require(self, name):
+    def require(self, name):
         if not self.has(name):
             self._refuse_absent(name)
 
@@ -128,9 +133,9 @@ class ShardReader:
 
     def read(self, name, start=0, stop=None) -> np.ndarray:
         """Rows start..stop of a dataset (all of it by default), in native byte order."""
-        self._require(name)
+        self.require(name)
         try:
-            data = self._stored(name)
+            data = self.item(name)
             array = data[start:stop] if data.shape else data[()]
         except HDF5_ERRORS as error:
             raise ShardError(
@@ -138,18 +143,12 @@ class ShardReader:
                 f"(checksum or truncation; {error}); make the file again (--overwrite) or fetch it"
             ) from error
         array = np.asarray(array)
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        if self._digests is not None and data.chunks is None:  # so it has no checksum
-            self._require_digest(name, data, array)
-        return array
-
-    def _require_digest(self, name, data, array):
-        if array.shape == data.shape:
-            found = content.digest_of_array(array)
-            content.require_digest(found, self._digests, data.name.lstrip("/"), self.path)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
 
     def verify(self):
         """ShardError where a dataset does not hold what was written into it; all is read."""
+        known = self._is_whole or content.SEAL in self.attrs
+        digests = content.read_digests(self.attrs) if known else None
         for name, data in content.datasets_of(self._file).items():
             try:
                 found = content.digest_of_dataset(data)
@@ -158,7 +157,7 @@ class ShardReader:
                     f"{self.path}: dataset {name} cannot be read (checksum or truncation; "
                     f"{error}); make the file again (--overwrite) or fetch it"
                 ) from error
-            content.require_digest(found, self._digests, name, self.path)
+            content.require_digest(found, digests, name, self.path)
 
     def read_rows(self, name, rows) -> np.ndarray:
         """The given rows (n,), increasing; rows far from all of them are not read."""
@@ -175,8 +174,8 @@ class ShardReader:
 
     def attributes(self, name) -> dict:
         """Attributes of a dataset."""
-        self._require(name)
-        return dict(self._stored(name).attrs)
+        self.require(name)
+        return dict(self.item(name).attrs)
 
     def read_table(self, names, start=0, stop=None, optional=()) -> dict:
         """{name: rows start..stop} of `names`, and of those of `optional` that exist."""
@@ -193,52 +192,8 @@ class ShardReader:
             )
 
     def check(self, datasets):
-        """ShardError where a dataset is not as declared.
-
-        datasets: `schema.Datasets` of a kind of file. Those that are optional, or of a file that
-        others made and that are not there, are passed over: reading them says what is missing.
-        """
-        said = self.attrs.get("kind")
-        self._check_format(FILES[said if said in FILES else datasets.kind].format)
-        for name, data in datasets.items():
-            if name not in self._shapes:
-                if name in self._items:
-                    raise ShardError(
-                        f"{self.path}: {name} is no dataset, but a {_sort_of(self._items[name])}; "
-                        f"expected {data.dtype} and {data.shape} a row: make or fetch it again"
-                    )
-                if data.optional or "script" not in self.attrs:
-                    continue
-                self._require(name)
-            found, dtype = self._shape_of_rows(name), self._items[name].dtype
-            if found != data.shape or not _is_read_as(dtype, np.dtype(data.dtype)):
-                raise ShardError(
-                    f"{self.path}: {name} is {dtype} with rows of shape {found}, expected "
-                    f"{data.dtype} and {data.shape}: make or fetch the file again, or give "
-                    "--release where it is of another one"
-                )
-            self._check_unit(name, data.attributes.get("units"))
-
-    def _check_format(self, expected):
-        found = self.attrs.get("format", 1)
-        if "script" in self.attrs and found != expected:
-            raise ShardError(
-                f"{self.path}: made by another version of {self.attrs['script']} (format {found}, "
-                f"now {expected}): make it again with that script and --overwrite"
-            )
-
-    def _shape_of_rows(self, name):
-        shape = self._shapes[name]
-        return None if not shape else shape[1:]
-
-    def _check_unit(self, name, expected):
-        found = self._items[name].attrs.get("units")
-        if found is None or expected is None:
-            return
-        if _is_other_unit(str(found), expected, strict="script" in self.attrs):
-            raise ShardError(
-                f"{self.path}: {name} is in {found}, expected {expected}: make the file again"
-            )
+        """ShardError where a dataset is not as declared (`declared.require_declared`)."""
+        require_declared(self, datasets)
 
     def source_id(self) -> np.ndarray:
         """(N,) int64 ids, in the file's order; ShardError where they are not unique integers."""
@@ -252,32 +207,6 @@ class ShardReader:
         return ids
 
 
-def _sort_of(item) -> str:
-    return "group" if isinstance(item, h5py.Group) else "named type"
-
-
-def _is_read_as(found, declared) -> bool:
-    """Whether a dataset of a dtype is read as one that is declared: numbers as numbers, no enum or
-    reference among them."""
-    if found.kind == "O":
-        return declared.kind == "S" and h5py.check_string_dtype(found) is not None
-    if found.kind in "iu" and h5py.check_enum_dtype(found) is not None:
-        return False
-    return found.kind in KINDS_READ_AS[declared.kind]
-
-
-def _is_other_unit(found, expected, strict) -> bool:
-    """Whether a unit, as it is written, is another one; strict: what is no unit is another."""
-    if found.replace(" ", "") == expected.replace(" ", ""):
-        return False
-    from astropy.units import Unit  # takes a while to load
-
-    try:
-        return Unit(found) != Unit(expected)
-    except (ValueError, TypeError):
-        return strict
-
-
 def id_hash(ids) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()
 
@@ -286,7 +215,7 @@ def check_whole(path, deep=False) -> dict:
     """Attributes of a file of ours; ShardError where it is not whole.
 
     Whole: opens, carries the marker, what it says of itself and of its datasets is what was written
-    (`content.read_seal`), its datasets have the recorded number of rows and its ids the recorded
+    (pipeline/trailer.py), its datasets have the recorded number of rows and its ids the recorded
     hash. The checksums of the other datasets are verified when they are read, or where it is deep:
     then all is read, and compared with what was written.
     """
@@ -324,36 +253,6 @@ def require_unique(ids, what):
         raise ShardError(f"{what} has {len(repeated)} repeated ids, the first is {repeated[0]}")
 
 
-# ---- joining ---------------------------------------------------------------------------------
-
-
-def join_rows(wanted_ids, other_ids) -> np.ndarray:
-    """(N,) int64 row of each wanted id in `other_ids` (any order), -1 where it is absent.
-
-    ShardError where `other_ids` repeats an id.
-    """
-    wanted = np.asarray(wanted_ids, np.int64)
-    other = np.asarray(other_ids, np.int64)
-    require_unique(other, "the table to join")
-    if not len(other):
-        return np.full(len(wanted), -1)
-    order = np.argsort(other)
-    place = np.minimum(np.searchsorted(other, wanted, sorter=order), len(other) - 1)
-    rows = order[place]
-    return np.where(other[rows] == wanted, rows, -1)
-
-
-def take_rows(table: dict, index) -> dict:
-    """Rows `index` of each column; where index is -1: NaN, b"" or 0 by the column's type."""
-    index = np.asarray(index)
-    out = {}
-    for name, column in table.items():
-        fill = np.nan if column.dtype.kind in "fc" else b"" if column.dtype.kind == "S" else 0
-        out[name] = np.full((len(index), *column.shape[1:]), fill, column.dtype)
-        out[name][index >= 0] = column[index[index >= 0]]
-    return out
-
-
 def open_shard(data_dir, kind, fid, release) -> ShardReader:
     """A reader of a shard; ShardError where it is of another release."""
     path = shard_path(data_dir, kind, fid)
@@ -381,80 +280,3 @@ def _layout_of(reader, release) -> Layout:
         raise ShardError(
             f"{reader.path}: its attribute `labels` cannot be read ({error}): make the file again"
         ) from error
-
-
-def _declared(kind, names, release):
-    """The `schema.Datasets` of the columns of `Needs`."""
-    datasets = resolved(kind, Layout(release))
-    return datasets.only([n for n in (*names.required, *names.optional) if n in datasets])
-
-
-def _spectra(reader, wanted, release):
-    """(kind, `Needs`) of what a shard of spectra holds in the place of the `Needs` wanted.
-
-    ShardError where its spectra were sampled with another basis than the release's.
-    """
-    if reader.attrs.get("kind") != "sampled" or not wanted.required:
-        return "xp", wanted
-    found, expected = reader.attrs.get("xp_basis"), load_xp_basis(release).source
-    if found != expected:
-        raise ShardError(
-            f"{reader.path}: sampled with the basis {found!r}, but {expected!r} is in use: convert "
-            "the spectra again"
-        )
-    return "sampled", Needs(tuple(resolved("sampled", Layout(release))))
-
-
-def _joined_table(data_dir, fid, kind, names, ids, release) -> dict:
-    """Small columns of a kind in the order of `ids`; `matched` tells which have a row."""
-    with open_shard(data_dir, kind, fid, release) as reader:
-        reader.check(_declared(kind, names, release))
-        index = join_rows(ids, reader.source_id())
-        table = reader.read_table(names.required, optional=names.optional)
-    return {**take_rows(table, index), "matched": index >= 0}
-
-
-@dataclass(frozen=True)
-class Needs:
-    """The datasets that a step reads of a kind of shard."""
-
-    required: tuple = ()
-    optional: tuple = ()
-
-
-def aligned_chunks(
-    data_dir, fid, needs: dict, release, wanted_rows=None, chunk_size=2048, look=None
-):
-    """Yield (rows, {kind: table or None}) with the rows of all kinds aligned to the spectra's.
-
-    needs: {kind: Needs}; must hold "xp", whose shard gives the order and is read at most
-    `chunk_size` rows at a time; where it holds sampled spectra in the place of coefficients, its
-    table has those. The other kinds are small: they are read whole and joined by id;
-    their rows without a match are NaN, b"" or 0, and False in an added column `matched`. Kinds not
-    in `needs` come as None. wanted_rows: row numbers of the spectra shard (any order), None for
-    all; others are not read. rows: (n,) int64, increasing. The "xp" table always holds its id
-    column. look: called first with the reader of the spectra, if it holds coefficients. Raises
-    ShardError for every fault of a file.
-    """
-    with open_shard(data_dir, "xp", fid, release) as reader:
-        kind, xp = _spectra(reader, needs["xp"], release)
-        reader.check(_declared(kind, xp, release))
-        if look is not None and kind == "xp":
-            look(reader)
-        ids = reader.source_id()
-        wanted = np.arange(len(ids)) if wanted_rows is None else np.unique(wanted_rows)
-        joined = {
-            kind: _joined_table(data_dir, fid, kind, names, ids, release)
-            for kind, names in needs.items()
-            if kind != "xp"
-        }
-        present = [*xp.required, *(name for name in xp.optional if name in reader.columns)]
-        for start in range(0, len(wanted), chunk_size):
-            rows = wanted[start : start + chunk_size]
-            tables = dict.fromkeys(KINDS) | {
-                kind: {name: column[rows] for name, column in table.items()}
-                for kind, table in joined.items()
-            }
-            tables["xp"] = {name: reader.read_rows(name, rows) for name in present}
-            tables["xp"][KINDS["xp"].id_column(release)] = ids[rows]
-            yield rows, tables

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ShardError
-from pipeline.read import join_rows, open_shard, take_rows
+from pipeline.joining import join_rows, take_rows
+from pipeline.read import open_shard
 from pipeline.run import progress
 from pipeline.schema import KINDS, SURVEYS, photometry_columns
 from pipeline.select import list_fids

@@ -6,15 +6,12 @@ import re
 import socket
 import time
 import uuid
-import zlib
 from pathlib import Path
 
 from pipeline import signals
 from pipeline.errors import unwritable
 
 OWNED = r"(.+)-(\d+)\.[0-9a-f]+\.part"  # host and process of a temporary
-HEAP = b"GCOL\1\0\0\0"  # begins a heap of texts (HDF5 File Format Specification 3.0, III.E)
-MOST_HEAP = 1 << 24  # bytes
 LONGEST = 86400  # s, that a temporary of another host may be untouched
 
 
@@ -69,7 +66,6 @@ class Sink:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
         self._place, self._size, self._kept, self.error = 0, 0, [], None
-        self._heaps = set()  # places of heaps of texts
 
     def seek(self, offset, whence=os.SEEK_SET):
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
@@ -83,7 +79,6 @@ class Sink:
         content = memoryview(content).cast("B")
         start, self._place = self._place, self._place + len(content)
         self._size = max(self._size, self._place)
-        self._find_heaps(content, start)
         if self.error is None:
             try:
                 self._write_all(content, start)
@@ -92,24 +87,6 @@ class Sink:
         if self.error is not None:
             self._kept.append((start, bytes(content)))
         return len(content)
-
-    def _find_heaps(self, content, start):
-        block = bytes(content)
-        place = block.find(HEAP)
-        while place >= 0:
-            self._heaps.add(start + place)
-            place = block.find(HEAP, place + 1)
-
-    def heaps(self) -> list:
-        """[(place, size, CRC)] of the heaps in which HDF5 keeps texts, as they are now: it has no
-        checksums of them, and hangs on some that are damaged."""
-        found = []
-        for place in sorted(self._heaps):
-            head = os.pread(self._descriptor, 16, place)
-            size = int.from_bytes(head[8:16], "little")
-            if head.startswith(HEAP) and size <= min(MOST_HEAP, self._size - place):
-                found.append((place, size, zlib.crc32(os.pread(self._descriptor, size, place))))
-        return found
 
     def _write_all(self, content, start):
         while len(content):

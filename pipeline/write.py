@@ -1,8 +1,8 @@
 """Writing files that appear under their final name only when whole.
 
 `ShardWriter` writes beside the final name, checks, syncs and renames. Every dataset with rows
-carries a fletcher32 checksum, HDF5's own structures one of theirs (its format of 2016), and the
-attributes a hash (pipeline/content.py), so a flipped bit raises on reading. It is the only code of
+carries a fletcher32 checksum, HDF5's own structures one of theirs (its format of 2016), and all but
+the values a hash (pipeline/trailer.py), so a flipped bit raises on reading. It is the only code of
 the project that opens HDF5 files for writing.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline import content, signals
+from pipeline import content, signals, trailer
 from pipeline.errors import ShardError, unwritable
 from pipeline.provenance import MadeBy
 from pipeline.read import HDF5_ERRORS, check_whole, id_hash
@@ -174,7 +174,7 @@ class ShardWriter:
             self.set_attributes(data.name, **data.attributes)
         self._declared = True
 
-    def set_attributes(self, name, **attrs):
+    def set_attributes(self, name, /, **attrs):
         """Set attributes of a dataset already created."""
         with self._writing():
             for key, value in attrs.items():
@@ -213,7 +213,7 @@ class ShardWriter:
             if units and name in units:
                 self.set_attributes(name, units=units[name])
 
-    def write_array(self, name, array, **attrs):
+    def write_array(self, name, array, /, **attrs):
         """Write a whole array or scalar of any shape under a name (may hold "/")."""
         array = _storable(array)
         column = self._create(name, array.shape, array.dtype, rows=False)
@@ -275,9 +275,11 @@ class ShardWriter:
             attrs["sourceid_hash"] = id_hash(self._file[self.id_column][...])
         attrs["complete"] = True
         digests = {name: self._column_digest(column) for name, column in self._columns.items()}
-        content.put_seal(self._file, digests)
-        content.put_heaps(self._file, self._sink)
+        content.put_hashes(self._file, digests)
+        attrs[trailer.ATTRIBUTE] = "behind the end of HDF5's file: hashes, docs/files.md"
+        chunks = trailer.stored_values(self._file)
         self._file.close()
+        trailer.append_trailer(self._sink, chunks)
         if self._fault():
             return
         check_whole(self._temporary)

@@ -23,7 +23,7 @@ from step7_case import make_labels, result, run, stars_of, write_labels
 
 import compile_training_data as step
 import xp_utils
-from pipeline import read, select
+from pipeline import joining, read, select
 from pipeline.schema import FLUX_UNIT, Layout, load_release, resolved
 from pipeline.schema.flags import InputFlag
 
@@ -46,8 +46,8 @@ def data_dir(tmp_path, sky):
 
 def own_row(table, source_id, id_column="gdr3_source_id"):
     """The row of one star as a table of one row; missing: NaN or empty."""
-    index = read.join_rows([source_id], table[id_column])
-    return read.take_rows(table, index)
+    index = joining.join_rows([source_id], table[id_column])
+    return joining.take_rows(table, index)
 
 
 def test_every_star_has_its_own_flux_labels_and_metadata_whatever_the_order_of_rows(tmp_path, sky):

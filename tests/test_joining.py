@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import read, select
+from pipeline import joining, select
 from pipeline.errors import ShardError
-from pipeline.read import Needs, aligned_chunks
+from pipeline.joining import Needs, aligned_chunks
 from pipeline.schema import KINDS, load_release
 from pipeline.write import ShardWriter
 
@@ -23,22 +23,22 @@ ID_LISTS = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 12), max_s
 def test_join_rows_agrees_with_a_dictionary(wanted, other):
     other = list(dict.fromkeys(other))
     where = {value: row for row, value in enumerate(other)}
-    found = read.join_rows(np.array(wanted, np.int64), np.array(other, np.int64))
+    found = joining.join_rows(np.array(wanted, np.int64), np.array(other, np.int64))
     assert found.tolist() == [where.get(value, -1) for value in wanted]
 
 
 def test_join_rows_refuses_repeated_ids():
     with pytest.raises(ShardError, match="repeated"):
-        read.join_rows([1], [2, 2])
+        joining.join_rows([1], [2, 2])
 
 
 def test_take_rows_fills_what_is_absent_by_type():
     table = {"f": np.arange(4.0).reshape(2, 2), "s": np.array([b"a", b"b"]), "i": np.array([3, 4])}
-    out = read.take_rows(table, np.array([1, -1]))
+    out = joining.take_rows(table, np.array([1, -1]))
     np.testing.assert_array_equal(out["f"], [[2, 3], [np.nan, np.nan]])
     assert out["s"].tolist() == [b"b", b""]
     assert out["i"].tolist() == [4, 0]
-    empty = read.take_rows({"f": np.zeros((0, 2))}, np.array([-1]))
+    empty = joining.take_rows({"f": np.zeros((0, 2))}, np.array([-1]))
     assert np.isnan(empty["f"]).all()
 
 

@@ -27,8 +27,9 @@ from zero_point import zpt
 
 import query_xp_metadata as step
 from pipeline import tap_question
+from pipeline.joining import join_rows
 from pipeline.provenance import Status, output_state
-from pipeline.read import ShardReader, join_rows
+from pipeline.read import ShardReader
 from pipeline.schema.flags import ZeroPointFlag
 from pipeline.select import list_fids, shard_path
 

@@ -11,7 +11,7 @@ from demo import archive_answers, build_sky, run_stars
 from demo.chain import ROOT
 from fitting.recipe import read_recipe
 from fitting.split import held_out
-from pipeline.read import join_rows
+from pipeline.joining import join_rows
 from pipeline.select import list_fids, shard_path
 from tools import convert_xp_csv, make_star_list
 

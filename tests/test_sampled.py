@@ -9,7 +9,8 @@ from test_convert_xp_csv import FID, convert, csv_lines, read, spectra, write_cs
 import gen_xp_input_allsources
 import xp_utils
 from pipeline import csv_rows
-from pipeline.read import Needs, ShardReader, aligned_chunks
+from pipeline.joining import Needs, aligned_chunks
+from pipeline.read import ShardReader
 from pipeline.schema import load_release, resolved
 from pipeline.schema.flags import InputFlag
 from pipeline.select import shard_path

@@ -10,7 +10,7 @@ from helpers import FIDS, ID_STEP, assert_same_datasets, lay_out, make_sky, trun
 from step7_case import make_labels, result, run, write_labels
 
 import compile_training_data as step
-from pipeline import read, training_labels
+from pipeline import joining, read, training_labels
 from pipeline.schema import DEFAULT_LABELS, KNOWN_LABELS, LabelSet
 
 DEFAULT_ERR = DEFAULT_LABELS.array("default_err")
@@ -83,7 +83,7 @@ def test_label_errors_that_are_not_positive_get_the_default_of_their_own_column(
             labels["params_err"][3 * row + column, column] = value
     assert run(data_dir, labels=labels) == 0
     out = result(data_dir)
-    row_of = read.join_rows(labels["gdr3_source_id"], out["gdr3_source_id"])
+    row_of = joining.join_rows(labels["gdr3_source_id"], out["gdr3_source_id"])
     expected = labels["params_err"].copy()
     for row in range(3 * len(bad)):
         expected[row, row % 3] = DEFAULT_ERR[row % 3]
@@ -219,7 +219,7 @@ def test_four_labels_are_named_by_the_table_or_an_option(data_dir, sky, options,
     assert attrs["label_names"].tolist() == NAMES
     assert attrs["label_units"].tolist() == ["kK", "dex", "dex", "dex"]
     out = result(data_dir)
-    rows = read.join_rows(out["gdr3_source_id"], labels["gdr3_source_id"])
+    rows = joining.join_rows(out["gdr3_source_id"], labels["gdr3_source_id"])
     np.testing.assert_allclose(out["stellar_type"], labels["params_est"][rows], rtol=1e-6)
     np.testing.assert_allclose(out["stellar_type_err"], labels["params_err"][rows], rtol=1e-6)
 

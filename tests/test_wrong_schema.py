@@ -8,8 +8,9 @@ from helpers import DR3, changed, lay_out, make_sky
 import query_reddening_gaia
 from compile_training_data import inputs
 from pipeline.errors import ShardError
+from pipeline.joining import aligned_chunks
 from pipeline.provenance import provenance
-from pipeline.read import ShardReader, aligned_chunks, open_shard
+from pipeline.read import ShardReader, open_shard
 from pipeline.schema import KINDS, Layout, resolved
 from pipeline.select import list_fids, shard_path
 from pipeline.write import ShardWriter

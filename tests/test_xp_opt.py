@@ -23,7 +23,7 @@ from step10_case import (
     output,
 )
 
-from pipeline import read
+from pipeline import joining
 from pipeline.read import ShardReader
 from pipeline.schema import DEFAULT_LABELS, LabelSet, Layout, flags, inferred_columns, resolved
 
@@ -136,10 +136,10 @@ def test_validation_stars_are_inferred_as_training_said(demo_model, found):
     validation = read_all(demo_model.model / "validation.h5")
     n = 0
     for out in found.values():
-        rows = read.join_rows(out["gdr3_source_id"], validation["gdr3_source_id"])
+        rows = joining.join_rows(out["gdr3_source_id"], validation["gdr3_source_id"])
         both = rows >= 0
         n += both.sum()
-        known = read.take_rows(validation, rows[both])
+        known = joining.take_rows(validation, rows[both])
         assert_close_solutions(known, {name: values[both] for name, values in out.items()})
     assert n > 5
 
