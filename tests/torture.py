@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # ruff: noqa: E402 (imports after the path)
 
+import h5py
 import numpy as np
 import step7_case
 from helpers import DR3, lay_out, make_sky
@@ -49,7 +50,7 @@ from pipeline.errors import ShardError
 from pipeline.label_tables import read_columns
 from pipeline.provenance import Status, output_state, provenance
 from pipeline.read import ShardReader, open_shard, read_arrays
-from pipeline.schema import Layout, resolved
+from pipeline.schema import KINDS, Layout, resolved
 from pipeline.select import list_fids, shard_path
 from pipeline.unwise_tiles import read_tile
 from pipeline.write import write_arrays
@@ -82,7 +83,17 @@ def make_base(folder) -> Path:
     arrays = {f"layer{k}/kernel": rng.normal(size=(40, 30)).astype("f4") for k in range(6)}
     arrays |= {"scale": np.float64(3.5), "names": np.array([b"teff", b"feh"]), "n": np.arange(5)}
     write_arrays(folder / "model.h5", arrays, {"script": "train"}, recipe="{}")
+    write_foreign(folder / "foreign" / KINDS["xp"].folder, sky[FIDS[0]]["xp"])
     return folder
+
+
+def write_foreign(folder, table):
+    """A shard of spectra as others write it: by h5py as it is, without checksums."""
+    folder.mkdir(parents=True)
+    with h5py.File(folder / f"{KINDS['xp'].prefix}_{FIDS[0]}.h5", "w") as file:
+        for name, values in table.items():
+            file.create_dataset(name, data=values, compression="gzip").attrs["note"] = name
+        file.attrs["made by"] = "a mirror"
 
 
 @dataclass(frozen=True)
@@ -292,6 +303,8 @@ FILES = {kind: (lambda f, k=kind: shard_path(f / "data", k, FIDS[0]), read_shard
     "bulk file": (lambda f: f / "csv" / f"XpContinuousMeanSpectrum_{FIDS[0]}.csv.gz", read_csv,
                   True),
     "labels": (lambda f: f / "labels.h5", read_labels, False),
+    "foreign spectra": (lambda f: shard_path(f / "foreign", "xp", FIDS[0]), read_shard("xp"),
+                        False),
     "tile": (lambda f: next(iter(sorted((f / "tiles").glob("*.fits")))),
              lambda path: read_tile(path, TILE).columns, False),
 }  # fmt: skip
