@@ -16,7 +16,8 @@ The log, `training_data.log` beside the output, accounts for every label; its ta
 the end. Writes one row per star, ordered by source id; and, by G magnitude, how the errors of their
 XP coefficients are correlated in the mean, where these are reported and not modelled.
 
-Exit status: 0 written (or already complete), 1 a shard failed or no star is left, 2 wrong usage.
+Exit status: 0 written (or already complete), 1 a shard failed or no star is left, 2 wrong usage,
+3 another process is making the output: left to it.
 """
 
 import argparse
@@ -30,11 +31,12 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 
 import xp_utils
+from pipeline import lease
 from pipeline.errors import ShardError, UsageError
 from pipeline.joining import Needs, aligned_chunks, join_rows
 from pipeline.provenance import Status, output_state, provenance, see
 from pipeline.read import ShardReader
-from pipeline.run import collect_failure, progress, reasons_of, setup_logging, usage_exit
+from pipeline.run import collect_failure, left_to, progress, reasons_of, setup_logging, usage_exit
 from pipeline.schema import KINDS, KNOWN_LABELS, Layout, flags, resolved
 from pipeline.schema.columns import COLUMN_MAPS
 from pipeline.schema.labels import LABEL_GRAMMAR, parse_label
@@ -450,17 +452,20 @@ def main(argv=None) -> int:
     by_shard = labels_by_shard(table, fids, args.release)
     paths = [shard_path(args.data_dir, kind, fid) for fid in by_shard for kind in needs]
     seen = [labels, *(see(path) for path in paths if path.is_file())]
-    if not args.overwrite and is_done(args, seen, table.labels, log):
-        return 0
-    if args.without:
-        log.warning("done without %s", ", ".join(args.without))
-    work = Work(args, table, needs, xp_utils.load_xp_basis(args.release), log)
-    try:
-        return compile_set(work, argv, by_shard, seen)
-    except ShardError as error:  # not of one shard: the output cannot be written
-        log.error("%s", error)
-        print(account(table, EXCEPTIONS))
-        return 1
+    with lease.taken(args.output) as other:
+        if other is not None:
+            return left_to(other, args.output, log)
+        if not args.overwrite and is_done(args, seen, table.labels, log):
+            return 0
+        if args.without:
+            log.warning("done without %s", ", ".join(args.without))
+        work = Work(args, table, needs, xp_utils.load_xp_basis(args.release), log)
+        try:
+            return compile_set(work, argv, by_shard, seen)
+        except ShardError as error:  # not of one shard: the output cannot be written
+            log.error("%s", error)
+            print(account(table, EXCEPTIONS))
+            return 1
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.extinction_law import BLUE_NM, VISUAL_NM, interpolation, varies
 from pipeline.quiet_tensorflow import tf, without_notices
+from pipeline.saved_model import save_whole
 
 # First guess of the mean extinction curve: ln R = ln[2 (lambda / 550 nm)^-1.5]. The factor 2 sets
 # the unit of E near that of E(B-V) maps, as in Zhang, Green & Rix (2023).
@@ -258,7 +259,8 @@ def export(model, path):
         m._sample_wavelengths (nm), m._ln_ext_curve       (n,)
     stellar_type in (kK, dex, dex), plx in mas, fluxes in 1e-18 W m^-2 nm^-1. Arguments may be
     float32, float64 or int64 arrays or tensors, lists or numbers, two types mixed in a call; one
-    star may be (K,), and xi, E, plx (N,), (N, 1) or one number for all.
+    star may be (K,), and xi, E, plx (N,), (N, 1) or one number for all. WriteError where the disk
+    does not take it.
     """
     exported = ExportedModel(model)
     functions = {
@@ -268,14 +270,11 @@ def export(model, path):
         exported.predict_ln_ext_curve: 1,
         exported.predict_R55: 1,
     }
-    for (
-        function,
-        n_arguments,
-    ) in functions.items():  # a loaded function takes what it was traced for
+    for function, n_arguments in functions.items():  # loaded, it takes what it was traced for
         mixes = itertools.product(EXPORTED_TYPES, repeat=n_arguments)
         for dtypes in (mix for mix in mixes if len(set(mix)) <= 2):
             function.get_concrete_function(*(tf.TensorSpec(None, dtype) for dtype in dtypes))
-    tf.saved_model.save(exported, str(path))
+    save_whole(exported, path)
 
 
 def device_kind():

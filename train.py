@@ -36,7 +36,8 @@ output_folder/:
 
 A run that was killed or ended by a signal goes on with --resume from its last checkpoint, to the
 same result.
-Exit status: 0 trained, 1 the disk is full, 2 wrong usage or input, 128 + n ended by signal n.
+Exit status: 0 trained, 1 the disk is full, 2 wrong usage or input, 3 another process trains into
+OUTPUT_FOLDER, 128 + n ended by signal n.
 """
 
 import dataclasses
@@ -51,11 +52,13 @@ from fitting.recipe import read_recipe
 from fitting.report.after import after_training
 from fitting.split import hash_fraction, held_out, split_stars
 from fitting.training_set import LABELS, read_training_data
+from pipeline import lease
+from pipeline.beside import record_beside, require_beside
 from pipeline.errors import ShardError, UsageError
-from pipeline.provenance import Status, output_state, provenance, see
-from pipeline.read import read_arrays
+from pipeline.provenance import provenance, see
+from pipeline.read import check_whole, read_arrays
 from pipeline.row_store import folder_beside
-from pipeline.run import progress, setup_logging, usage_exit
+from pipeline.run import left_to, progress, setup_logging, usage_exit
 from pipeline.schema import MODEL_FILE, Layout, resolved
 from pipeline.select import add_release_argument, step_parser
 from pipeline.whole_files import write_text
@@ -64,6 +67,8 @@ from pipeline.write import ShardWriter, write_arrays
 SCRIPT = "train"
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipe.toml"
 
+# What belongs to the model: patterns in the output folder.
+OUTPUTS = ("saved_model/**/*", "validation*", "history.json", "*.png")
 CHECKPOINT_SECONDS = 20.0  # at most so much work is lost
 MIN_TRAINING_STARS = 200
 MOST_REJECTED = 0.2  # of the stars: more are warned of
@@ -76,6 +81,12 @@ def parse_args(argv=None):
     parser.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, help="default: recipe.toml")
     former = parser.add_mutually_exclusive_group()
     former.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    former.add_argument(
+        "--check",
+        action="store_true",
+        help="as --resume; of a finished training all outputs are read whole, and made again "
+        "where one is not what was written",
+    )
     former.add_argument("--overwrite", action="store_true", help="train anew over a former result")
     add_release_argument(parser)
     parser.add_argument(
@@ -139,7 +150,8 @@ def finish(trainer, args, data, validation, made_by, log):
     write_text(args.output / "validation.json", scores_text + "\n")
     write_text(args.output / "history.json", json.dumps(trainer.history, indent=1) + "\n")
     draw_figures(args.output, trainer, columns, seen)
-    # The model comes last: where it is, all the rest is.
+    # The model comes last: where it is, all the rest is, and is as it says.
+    made_by = made_by | record_beside(args.output, OUTPUTS)
     recipe = json.dumps(dataclasses.asdict(trainer.recipe))
     save_model(args.output / MODEL_FILE, trained, made_by, recipe)
     log_outcome(trained, scores, alone, data.labels, log)
@@ -222,7 +234,7 @@ def former_state(args, settings):
     found = next((path for path in (checkpoint, model) if path.exists()), None)
     if found is None:
         return None
-    if not args.resume:
+    if not (args.resume or args.check):
         raise UsageError(
             f"{found}: a training was begun here; give --resume to go on with it, "
             "--overwrite to train anew, or another -o"
@@ -244,10 +256,20 @@ def former_state(args, settings):
     return arrays, attrs
 
 
-def is_trained(args, recipe, former):
-    """Whether nothing is left to do: all stages are done and the model is whole."""
-    whole = output_state(args.output / MODEL_FILE).status not in (Status.ABSENT, Status.PARTIAL)
-    return former is not None and int(former[1]["stage"]) == len(recipe.stages) and whole
+def is_trained(args, recipe, former, log) -> bool:
+    """Whether nothing is left to do: all stages are done and the model is whole; with --check, all
+    else in the output folder too."""
+    model = args.output / MODEL_FILE
+    if former is None or int(former[1]["stage"]) < len(recipe.stages) or not model.exists():
+        return False
+    try:
+        attrs = check_whole(model, deep=args.check)
+        if args.check:
+            require_beside(model, attrs)
+    except ShardError as error:
+        log.warning("the outputs are made again: %s", error)
+        return False
+    return True
 
 
 def start_trainer(data, training, calibration, release, recipe, former):
@@ -292,7 +314,7 @@ def main(argv=None) -> int:
     recipe = read_recipe(args.recipe)
     data = read_training_data(args.input, args.release, folder_beside(args.output))
     check_recipe_fits(recipe, data.labels, args.recipe)
-    training, calibration, validation = split_stars(data.ids, recipe)
+    training, _, validation = split_stars(data.ids, recipe)
     if len(training) < MIN_TRAINING_STARS or not len(validation):
         raise UsageError(
             f"{args.input}: {len(training)} training and {len(validation)} validation "
@@ -301,13 +323,25 @@ def main(argv=None) -> int:
     log = setup_logging(SCRIPT, args.log or args.output / "train.log")
     # They are read to their ends, and may change from now on: the results say what was read.
     made_by = dict(provenance(SCRIPT, argv, seen, args.release))
-    identity = seen[0].entry["identity"]
+    with lease.taken(args.output / MODEL_FILE) as other:
+        if other is not None:
+            return left_to(other, args.output, log)
+        return make_model(args, recipe, data, made_by, seen[0], log)
+
+
+def make_model(args, recipe, data, made_by, training_data, log) -> int:
+    """All that is left to do, in an output folder that is this process's alone; the exit status.
+
+    training_data: the file of `data`, as it was `Seen`.
+    """
+    training, calibration, validation = split_stars(data.ids, recipe)
+    identity = training_data.entry["identity"]
     chosen = {"recipe": dataclasses.asdict(recipe), "training_data": identity}
     if args.parallax_scale:
         chosen["parallax_scale"] = args.parallax_scale
     settings = json.dumps(chosen, sort_keys=True)
     former = former_state(args, settings)
-    if is_trained(args, recipe, former):
+    if is_trained(args, recipe, former, log):
         log.info("%s: already trained", args.output, extra={"summary": True})
         after_training(args, log)
         return 0

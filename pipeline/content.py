@@ -18,7 +18,7 @@ BLOCK_BYTES = 1 << 24  # read at a time to be hashed
 SEAL = "seal"  # attribute of files that former versions wrote, and `heaps`
 # Root attributes that tell how a file came to be, or are made here; all others tell of the content.
 ABOUT = {"script", "version", "time", "command_line", "inputs", "packages", "complete", "n_rows",
-         "id_column", "sourceid_hash", "digests", "content_id", "trailer", "accepted",
+         "id_column", "sourceid_hash", "digests", "content_id", "trailer", "accepted", "beside",
          SEAL, "heaps"}  # fmt: skip
 
 

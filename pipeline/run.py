@@ -262,6 +262,12 @@ def run_shards(
 AGAIN = "run the same command again, which goes on from there"
 
 
+def left_to(other, output, log) -> int:
+    """Say that another process, whose `Lease` it is, is making an output; the exit status."""
+    log.warning("%s: left to %s, which is making it", output, other.words())
+    return HELD_STATUS
+
+
 def _prepare_folders(folders):
     """Clear away what killed runs left in the folders of outputs. UsageError where one cannot be
     made or written to: no shard could be made."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import socket
 import time
 import uuid
@@ -29,7 +30,13 @@ def remove_dead_temporaries(path) -> None:
     asked; a cluster's other nodes get the day.
     """
     path = Path(path)
-    folder, name = (path, r".+\.\w+") if path.is_dir() else (path.parent, re.escape(path.name))
+    if path.is_dir():
+        _remove_dead_in(path, r".+\.\w+")
+    else:
+        _remove_dead_in(path.parent, re.escape(path.name))
+
+
+def _remove_dead_in(folder, name):
     pattern = re.compile(rf"\.{name}\.{OWNED}")
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -40,7 +47,7 @@ def remove_dead_temporaries(path) -> None:
 def _remove_dead(temporary, host, pid):
     with contextlib.suppress(OSError):
         if _process_gone(host, pid) or time.time() - temporary.lstat().st_mtime > LONGEST:
-            temporary.unlink()
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
 def _process_gone(host: str, pid: str) -> bool:
@@ -136,11 +143,16 @@ def put_in_place(temporary, path):
     """Give a file, which is on the disk, its final name."""
     os.replace(temporary, path)
     with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-        descriptor = os.open(Path(path).parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(Path(path).parent)
+
+
+def _sync(path):
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path, text: str) -> None:
@@ -158,17 +170,37 @@ def whole_file(path):
     temporary = temporary_beside(path)
     try:
         yield temporary
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(temporary)
         put_in_place(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(path):
+    """A new folder to write into in the `with` block, which takes the place of `path`, whatever is
+    there, at its end; as `whole_file`."""
+    path = Path(path)
+    temporary, former = temporary_beside(path), temporary_beside(path)
+    try:
+        _remove_dead_in(path.parent, re.escape(path.name))
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        with signals.held():
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, former)
+            put_in_place(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        for folder in (temporary, former):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path, content: bytes) -> None:

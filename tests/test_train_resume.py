@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 import signal
 from types import SimpleNamespace
@@ -78,7 +79,9 @@ def test_training_killed_and_interrupted_gives_the_same_model(
     killed = run_python(KILLED, "-i", data, "-o", tmp_path, "--recipe", recipe, "--threads", 1)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert killed.stderr == ""  # no notice of TensorFlow
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.h5", "train.log"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint.h5", "train.log", ".model.h5.lease"
+    }  # fmt: skip
     places = [
         (Trainer, "_fit_stars", 1),
         (Batches, "of", 4),  # in the posterior stage
@@ -140,14 +143,15 @@ def test_resuming_a_finished_training_returns_at_once(demo_model, monkeypatch, c
 
 def test_training_is_finished_when_its_model_is_whole(demo_model, tmp_path):
     recipe = make_recipe(RECIPE)
-    args, former = SimpleNamespace(output=tmp_path), ({}, {"stage": len(recipe.stages)})
-    assert not train.is_trained(args, recipe, former)
+    args = SimpleNamespace(output=tmp_path, check=False)
+    former, log = ({}, {"stage": len(recipe.stages)}), logging.getLogger("test")
+    assert not train.is_trained(args, recipe, former, log)
     (tmp_path / "model.h5").write_bytes((demo_model.model / "model.h5").read_bytes())
-    assert train.is_trained(args, recipe, former)
-    assert not train.is_trained(args, recipe, ({}, {"stage": 1}))
-    assert not train.is_trained(args, recipe, None)
+    assert train.is_trained(args, recipe, former, log)
+    assert not train.is_trained(args, recipe, ({}, {"stage": 1}), log)
+    assert not train.is_trained(args, recipe, None, log)
     truncate(tmp_path / "model.h5")
-    assert not train.is_trained(args, recipe, former)
+    assert not train.is_trained(args, recipe, former, log)
 
 
 # --- checkpoints that cannot be gone on from ------------------------------------------------
