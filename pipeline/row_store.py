@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import ShardError
+from pipeline.errors import ShardError, unwritable
 
 
 def folder_beside(path) -> Path:
@@ -41,13 +41,11 @@ class RowStore:
         return self._n
 
     def _unwritable(self, error):
-        return ShardError(
-            f"{self.folder}: the scratch copy of the stars, {self.dtype.itemsize / 1e3:.1f} kB "
-            f"each, cannot be written ({error}); is the disk full, or the folder closed?"
-        )
+        size = f"{self.dtype.itemsize / 1e3:.1f} kB"
+        return unwritable(f"{self.folder}: the scratch copy of the stars, {size} each", error)
 
     def append(self, table):
-        """Append rows, {name: (n, ...)}. ShardError where the disk does not take them."""
+        """Append rows, {name: (n, ...)}. WriteError where the disk does not take them."""
         rows = np.empty(len(table[self.names[0]]), self.dtype)
         for name in self.names:
             rows[name] = table[name]

@@ -19,7 +19,9 @@ from helpers import (
     truncate,
     write_kind,
 )
+from shard_case import dead_pid
 from step7_case import make_labels, result, run, stars_of, write_labels
+from test_lease import write_lease
 
 import compile_training_data as step
 import xp_utils
@@ -336,3 +338,13 @@ def test_killed_in_the_middle_leaves_no_output_and_the_next_run_gives_the_same(d
     assert run(data_dir) == 0
     assert_same_datasets(output, reference)
     assert not list(data_dir.glob(".*.part"))
+
+
+def test_an_output_that_another_process_makes_is_left_to_it(data_dir, sky, capsys):
+    write_lease(data_dir / "training_data.h5", host="node7", machine="node7", pid=12)
+    assert run(data_dir, labels=make_labels(sky)) == 3
+    assert "left to process 12 on node7" in capsys.readouterr().err
+    assert not (data_dir / "training_data.h5").exists()
+    write_lease(data_dir / "training_data.h5", pid=dead_pid())
+    assert run(data_dir) == 0
+    assert not list(data_dir.glob(".*"))

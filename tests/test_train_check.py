@@ -91,28 +91,40 @@ def test_a_folder_into_which_another_process_trains_is_left_to_it(
 # ---- a full disk -----------------------------------------------------------------------------
 
 FULL = """
-import resource, train
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+import resource, model, train
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+whole = model.export
+def export(*words):
+    limit(50_000)
+    whole(*words)
+
+if sys.argv.pop(1) == "export":
+    model.export = export
+else:
+    limit(50_000)
 with quick():
     sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def test_where_the_export_finds_no_room_training_ends_with_status_1(demo_model, finished):
-    for path in finished.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "checkpoint.h5":
-            path.unlink()
-    data, recipe = demo_model.training_data, demo_model.recipe
-    options = "--resume", "--recipe", recipe, "--threads", 1
-    run = run_python(FULL, "-i", data, "-o", finished, *options)
+@pytest.mark.parametrize(("place", "words"), [
+    ("scratch", "the scratch copy of the stars, 0.9 kB each: cannot be written"),
+    ("export", "saved_model: cannot be written"),
+])  # fmt: skip
+def test_training_on_a_full_disk_ends_with_status_1_and_one_line(
+    demo_model, tmp_path, place, words
+):
+    shutil.copy(demo_model.model / "checkpoint.h5", tmp_path)
+    recipe = ["--resume", "--recipe", demo_model.recipe, "--threads", 1]
+    run = run_python(FULL, place, "-i", demo_model.training_data, "-o", tmp_path, *recipe)
     assert run.returncode == 1, run.stderr
-    lines = [line for line in run.stderr.splitlines() if "saved_model" in line]
-    assert len(lines) == 1
-    assert "the disk or a quota is full: make room and run the same command again" in lines[0]
+    (line,) = [line for line in run.stderr.splitlines() if words in line]
+    assert "the disk or a quota is full: make room and run the same command again" in line
     assert "Traceback" not in run.stderr
-    assert {path.name for path in finished.iterdir()} == {"checkpoint.h5", "train.log"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint.h5", "train.log"}
 
 
 EXPORT = """
