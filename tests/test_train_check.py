@@ -160,7 +160,8 @@ for limit in [0, *(s // 2 for s in sizes), *(s - 1 for s in sizes)]:
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 module.numbers.assign(tf.ones(500))
 save_whole(module, path)
-print(failed, len(sizes), tf.saved_model.load(path).total().numpy())
+loaded = tf.saved_model.load(path)
+print(failed, len(sizes), loaded.total().numpy())
 """
 
 
