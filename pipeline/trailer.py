@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ShardError
+from pipeline.text_heaps import require_heaps
 
 MARK = b"xpfwdEND"
 HASH_BYTES = 16
@@ -88,12 +89,13 @@ def append_trailer(sink, chunks):
 
 def has_trailer(file, path) -> bool:
     """Whether a file, open without a buffer, has a trailer; ShardError where it has, and is not as
-    it was written, or where it has lost it."""
+    it was written, or where it has lost it, or where HDF5 would hang on it."""
     size = file.seek(0, os.SEEK_END)
     number = file.fileno()
     tail = os.pread(number, TAIL_BYTES, max(0, size - TAIL_BYTES))
     if not tail.endswith(MARK):
         _require_end(os.pread(number, 64, 0), size, path)
+        require_heaps(file, path)
         return False
     n, end = np.frombuffer(tail[:16], "<i8").tolist() if len(tail) == TAIL_BYTES else (-1, 0)
     if not (0 <= n < MOST_PARTS and 0 <= end == size - TAIL_BYTES - 16 * n):

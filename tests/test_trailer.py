@@ -216,3 +216,17 @@ def test_files_of_former_versions_without_a_trailer_are_read(tmp_path):
     arrays, attrs = read_arrays(path)
     np.testing.assert_array_equal(arrays["x"], np.arange(50))
     assert attrs["seal"] == "0123"
+
+
+def test_texts_on_which_hdf5_would_hang_are_refused_in_files_of_others_too(tmp_path):
+    path = tmp_path / "foreign.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(9)
+        for k in range(300):
+            file["x"].attrs[f"note{k}"] = "words " * (k % 40)
+    assert not look(path)
+    content = path.read_bytes()
+    place = content.index(b"GCOL") + 16
+    path.write_bytes(content[:place] + bytes(400) + content[place + 400 :])
+    with pytest.raises(ShardError, match=r"foreign\.h5: damaged \(texts of its attributes\)"):
+        ShardReader(path)
