@@ -106,6 +106,7 @@ def steps(folder, args):
         with canned_archive.archives(tables) as urls:
             for d in data.values():
                 asked = ["--data-dir", d, "--tap-url", urls["metadata"], *canned_archive.SOON]
+                asked += ["--http-timeout", 600]
                 if query_xp_metadata.main([str(word) for word in asked]):
                     raise SystemExit("step 2 failed")
         commands = {m: ["", "--data-dir", d, "--unwise-dir", tiles] for m, d in data.items()}
