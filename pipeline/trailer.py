@@ -39,9 +39,9 @@ REMEDY = (
 
 
 def stored_values(file) -> np.ndarray:
-    """(m, 2) first byte and the byte after the last of each chunk of an open HDF5 file, sorted."""
+    """(m, 2) first byte and the byte after the last of each chunk of an HDF5 file that is open and
+    flushed, sorted."""
     found = []
-    file.flush()
 
     def look(name, item):
         if isinstance(item, h5py.Dataset) and item.chunks:

@@ -277,6 +277,7 @@ class ShardWriter:
         digests = {name: self._column_digest(column) for name, column in self._columns.items()}
         content.put_hashes(self._file, digests)
         attrs[trailer.ATTRIBUTE] = "behind the end of HDF5's file: hashes, docs/files.md"
+        self._file.flush()
         chunks = trailer.stored_values(self._file)
         self._file.close()
         trailer.append_trailer(self._sink, chunks)
