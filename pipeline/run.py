@@ -148,12 +148,21 @@ def _is_complete(fid, output, args, inputs_of, log, kind, settings) -> bool:
     return False
 
 
-def _run_one(fid, args, inputs_of, output_of, process, log, kind, settings) -> tuple[str, dict]:
-    """Outcome ("done", "already complete" or HELD) and counters of one shard."""
+def _clear(fid, output, tidy):
+    """Clear away what a process that was killed when its output was written left beside it."""
+    if lease.lease_path(output).exists():
+        with lease.taken(output) as other:
+            if other is None and tidy is not None:
+                tidy(fid, output)
+
+
+def _run_one(fid, args, inputs_of, output_of, process, log, kind, settings, tidy):
+    """(outcome: "done", "already complete" or HELD, counters) of one shard."""
     signals.check()
     output, began = output_of(fid), time.monotonic()
     state = fid, output, args, inputs_of
     if _is_complete(*state, None, kind, settings):
+        _clear(fid, output, tidy)
         return "already complete", {}
     with lease.taken(output) as other:
         if other is not None:
@@ -199,6 +208,7 @@ def run_shards(
     on_interrupt=None,
     kind=None,
     settings=None,
+    tidy=None,
 ) -> int:
     """Make the output of every shard that is not complete; the exit status of the script.
 
@@ -215,6 +225,7 @@ def run_shards(
     kind: of the outputs (a key of `schema.FILES`), where their folder does not say it.
     settings: {attribute: value} that the outputs are written with, or what gives it of a fid; an
     output of others is made again.
+    tidy(fid, output): clears away what `process` keeps beside an output until that is written.
     jobs: shards handled at once, in threads (for work that waits); `process` must then allow it,
     and `on_interrupt()` is to make the calls of `process` that are under way return soon.
     """
@@ -226,7 +237,7 @@ def run_shards(
     def work(fid):
         held.discard(fid)
         with collect_failure(fid, failed, log, fatal=UsageError):
-            one = _run_one(fid, args, inputs_of, output_of, process, log, kind, settings)
+            one = _run_one(fid, args, inputs_of, output_of, process, log, kind, settings, tidy)
             if one[0] == HELD:
                 held.add(fid)
             return one

@@ -152,4 +152,5 @@ def run_queries(script, args, argv, kind, question, prepare) -> int:
         inputs_of=inputs_of,
         output_of=lambda fid: shard_path(args.data_dir, kind, fid),
         process=process, log=log, jobs=args.jobs, on_interrupt=service.stop.set,
+        tidy=lambda fid, output: ShardJobs(service, output, fid).finish(),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from astropy.io.votable import from_table
 from astropy.table import Table
 from helpers import assert_same_datasets, read_all
 from services import patch_dachs
+from shard_case import dead_pid
 from tap_case import (
     FIDS,
     N_STARS,
@@ -30,9 +31,10 @@ from tap_case import (
     wait_for,
     write_spectra,
 )
+from test_lease import write_lease
 
 import query_xp_metadata as step
-from pipeline import tap_service
+from pipeline import tap_jobs, tap_service
 from pipeline.errors import ShardError
 from pipeline.read import ShardReader
 from pipeline.tap_answer import BadAnswerError, parse_answer, plain_columns
@@ -406,3 +408,17 @@ def test_the_pg_sphere_patch_drops_only_the_contains_operators_hints(tmp_path):
     for _ in range(2):
         patch_dachs.patch_pgsphere(tmp_path)
         assert path.read_text().endswith(f"dropped\n{kept}")
+
+
+def test_what_a_run_left_that_was_killed_when_its_output_was_there_is_cleared_away(data_dir, stub):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tap_jobs.ShardJobs, "finish", lambda jobs: None)  # killed before
+        assert run(data_dir, stub) == 0
+    for fid in FIDS:
+        write_lease(output(data_dir, fid), pid=dead_pid())
+    assert len(leftovers(data_dir)) == 2 * len(FIDS)
+    assert len(stub.jobs) == 1 + len(FIDS)  # and the one about the archive's columns
+    assert run(data_dir, stub) == 0
+    assert leftovers(data_dir) == []
+    assert len(stub.jobs) == 1
+    assert stub.count("submit") == len(FIDS)
