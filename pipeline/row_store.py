@@ -42,7 +42,7 @@ class RowStore:
 
     def _unwritable(self, error):
         size = f"{self.dtype.itemsize / 1e3:.1f} kB"
-        return unwritable(f"{self.folder}: the scratch copy of the stars, {size} each", error)
+        return unwritable(f"{self.folder}: the scratch copy of the stars ({size} each)", error)
 
     def append(self, table):
         """Append rows, {name: (n, ...)}. WriteError where the disk does not take them."""

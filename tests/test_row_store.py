@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from pipeline.errors import ShardError
+from pipeline.errors import ShardError, WriteError
 from pipeline.row_store import RowStore, folder_beside
 
 N = 50
@@ -63,10 +63,10 @@ def test_rows_that_are_gone_are_said(store, tmp_path):
 
 
 def test_full_disk_is_said(store):
-    words = r"0\.0 kB each, cannot be written.*disk full"
+    words = r"0\.0 kB each\): cannot be written .*the disk or a quota is full: make room"
     with (
         open("/dev/full", "wb", buffering=0) as store._file,
-        pytest.raises(ShardError, match=words),
+        pytest.raises(WriteError, match=words),
     ):
         store.append(TABLE)
     assert len(store) == N

@@ -111,7 +111,7 @@ with quick():
 
 
 @pytest.mark.parametrize(("place", "words"), [
-    ("scratch", "the scratch copy of the stars, 0.9 kB each: cannot be written"),
+    ("scratch", "the scratch copy of the stars (0.9 kB each): cannot be written"),
     ("export", "saved_model: cannot be written"),
 ])  # fmt: skip
 def test_training_on_a_full_disk_ends_with_status_1_and_one_line(
