@@ -7,8 +7,9 @@ from fitting.samples import StarSampler
 from pipeline.chosen_stars import account, find_chosen, require_nothing_lost
 from pipeline.errors import ShardError
 from pipeline.id_lists import read_ids
+from pipeline.joining import join_rows
 from pipeline.provenance import Status, output_state, provenance
-from pipeline.read import join_rows, open_shard
+from pipeline.read import open_shard
 from pipeline.run import run_shards
 from pipeline.schema import Layout, resolved
 from pipeline.select import shard_path
