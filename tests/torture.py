@@ -8,7 +8,8 @@
 Kills: a step on small inputs, in a process of its own, ends by SIGKILL, or by SIGTERM, at a random
 moment, up to three times. What then has its final name must be whole, and the same command must
 finish with the datasets of a run that was not disturbed, and leave nothing beside them. The archive
-of steps 2 and 3 is a stand-in; steps 8 and 10 run as in the tests, and are chosen less often.
+of steps 2 and 3 is a stand-in; steps 8 and 10 run as in the tests, take minutes, and are chosen
+less often.
 
 Damage: files of every kind, with some bits flipped, a block zeroed, cut short, or two of their
 blocks exchanged. Reading one gives what is in it, or an error of ours that names the file. Never
