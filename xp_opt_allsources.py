@@ -244,7 +244,7 @@ def main(argv=None) -> int:
     solver = StarSolver(trained.stellar, args.batch_size or BATCH_STARS[kind])
     log.info("solved on the %s, %d stars in a call", kind, solver.batch_size)
     if args.samples is not None:
-        from fitting.sample_shards import sample_shards
+        from fitting.sampling.shards import sample_shards
 
         given = (solver, trained, model, argv, parallaxes, check_input, log)
         return sample_shards(SCRIPT, args, fids, *given)

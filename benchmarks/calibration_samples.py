@@ -3,7 +3,7 @@
     python benchmarks/calibration_samples.py [--model FOLDER --training-data FILE --stars N]
 
 Draws 1,000 times from the posterior of some validation stars, with their parallax and with it
-hidden (fitting/samples.py), and compares with what step 10 says of them: standard deviation of the
+hidden (fitting/sampling), and compares with what step 10 says of them: standard deviation of the
 draws over the error, of the forward model alone by the curvature (before the error factors) and as
 the catalogue has it, and of the pool with the direct estimate; how far the mean of the draws is
 from the estimate, in standard deviations. Prints 16%, 50% and 84% of the stars, how well the chains
@@ -127,7 +127,7 @@ def main(argv=None):
     common.check_inputs(args)
     trained, solver = common.load_solver(args)
     from fitting.observed import without_parallax
-    from fitting.samples import StarSampler
+    from fitting.sampling.samples import StarSampler
 
     sampler, stars, results, said = StarSampler(solver, trained), read_stars(args), {}, {}
     parameters = [p.name for p in trained.stellar.labels.parameters]

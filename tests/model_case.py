@@ -16,7 +16,7 @@ from fitting.noise import NoiseModel
 from fitting.observed import FINE, OBSERVED, StarData
 from fitting.posterior import ErrorModel
 from fitting.prior import MixturePrior
-from fitting.samples import StarSampler
+from fitting.sampling.samples import StarSampler
 from fitting.star_solver import StarSolver
 from fitting.stellar_model import StellarModel
 from fitting.trained_model import NO_ALARMS, TrainedModel, TrainingRange

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fitting.mixing import effective_sample_size, split_r_hat
+from fitting.sampling.mixing import effective_sample_size, split_r_hat
 
 LENGTH, CHAINS, STARS = 400, 8, 40
 

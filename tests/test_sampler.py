@@ -5,10 +5,10 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from fitting import sampler
-from fitting.proposals import Mixture
-from fitting.random_numbers import DEGREES, star_keys, t_numbers, uniforms
-from fitting.sampler import sample
+from fitting.sampling import sampler
+from fitting.sampling.proposals import Mixture
+from fitting.sampling.random_numbers import DEGREES, star_keys, t_numbers, uniforms
+from fitting.sampling.sampler import sample
 
 STARS = 24
 KEYS = star_keys(np.arange(1, STARS + 1) * 7919)

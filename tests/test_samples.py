@@ -18,11 +18,11 @@ from model_case import (
 from model_oracle import Star
 from scipy import stats
 
-from fitting import sampler as chains
 from fitting.catalogue import infer
 from fitting.posterior import physical
-from fitting.samples import StarSampler, pooled_draws
-from fitting.star_density import StarDensity
+from fitting.sampling import sampler as chains
+from fitting.sampling.samples import StarSampler, pooled_draws
+from fitting.sampling.star_density import StarDensity
 from pipeline.schema import flags
 
 N_STARS, DRAWS = 32, 1000

@@ -10,7 +10,7 @@ from helpers import read_all
 from step10_case import ODD, ODD_STARS
 from test_schema import assert_as_declared
 
-from fitting import sampler
+from fitting.sampling import sampler
 from pipeline.schema import FILES, Layout, flags
 from pipeline.select import shard_path
 

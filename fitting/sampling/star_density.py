@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fitting.minimiser import Minimiser
-from fitting.sampler import WALKERS
+from fitting.sampling.sampler import WALKERS
 from pipeline.quiet_tensorflow import compiled, tf
 
 PLACES = WALKERS // 2  # of a star in a call

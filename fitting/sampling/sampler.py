@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting.mixing import effective_sample_size, split_r_hat
-from fitting.proposals import Mixture
-from fitting.random_numbers import DEGREES, t_numbers, uniforms
+from fitting.sampling.mixing import effective_sample_size, split_r_hat
+from fitting.sampling.proposals import Mixture
+from fitting.sampling.random_numbers import DEGREES, t_numbers, uniforms
 
 WALKERS = 32  # of a star
 HALVES = (slice(0, WALKERS // 2), slice(WALKERS // 2, WALKERS))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
-from fitting.random_numbers import DEGREES, t_numbers
+from fitting.sampling.random_numbers import DEGREES, t_numbers
 
 HELD_BY = 10.0  # draws' worth of the former mixture, where it is fitted to draws
 OF_COVARIANCE = 0.85  # the scale matrix of a component: a t distribution is wider than that

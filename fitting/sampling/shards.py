@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fitting.observed import without_parallax
-from fitting.samples import StarSampler
+from fitting.sampling.samples import BATCH_STARS, StarSampler
+from model import device_kind
 from pipeline.chosen_stars import account, find_chosen, require_nothing_lost
 from pipeline.errors import ShardError
 from pipeline.id_lists import read_ids
@@ -42,7 +43,7 @@ def sample_shards(script, args, fids, solver, trained, model, argv, parallaxes, 
 
     if not args.overwrite:
         require_nothing_lost(chosen, folder, path_of)
-    sampler = StarSampler(solver, trained)
+    sampler = StarSampler(solver, trained, batch_size=BATCH_STARS[device_kind()])
 
     def process(fid, output, log):
         made_by = provenance(script, argv, inputs_of(fid), args.release)

@@ -10,10 +10,10 @@ import numpy as np
 
 from fitting.catalogue import find_modes, observed_stars
 from fitting.posterior import inverse_or_nan, physical
-from fitting.proposals import Mixture
-from fitting.random_numbers import star_keys
-from fitting.sampler import LEAST_KEPT, WALKERS, sample
-from fitting.star_density import StarDensity
+from fitting.sampling.proposals import Mixture
+from fitting.sampling.random_numbers import star_keys
+from fitting.sampling.sampler import LEAST_KEPT, WALKERS, sample
+from fitting.sampling.star_density import StarDensity
 from pipeline.schema import Layout, flags, resolved
 
 LEAST_SHARE = 0.05  # of the proposals, of a second mode at the start
