@@ -340,7 +340,7 @@ def test_fits_tables_follow_one_another_by_id(case, tmp_path):
 
 def test_the_lines_of_the_readme_open_what_was_exported(case, exports, tmp_path, monkeypatch):
     pytest.importorskip("pandas")
-    page = (ROOT / "README.md").read_text().split("### Use the catalogue")[1].split("\n## ")[0]
+    page = (ROOT / "README.md").read_text().split("\n## Use the catalogue")[1].split("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     for ending in ("fits", "parquet"):
         assert run(case[0], "table", tmp_path / f"stars.{ending}") == 0
