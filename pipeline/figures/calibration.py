@@ -13,7 +13,6 @@ from pipeline.figures.style import (
     GREY,
     MARKERS,
     SKY,
-    corner,
     drawing,
     footer,
     leftmost,
@@ -65,7 +64,7 @@ def reliability(
         axes = panel_columns(figure, n, [2.6, 1], share_y=True)
         for column, (name, (p, c)) in zip(axes.T, data.items(), strict=False):
             _reliability_column(column, p, c, n_bins)
-            column[0].set_title(name)
+            column[0].set_title(name, pad=22)  # above the line of `_reliability_points`
         for row, text in zip(axes, ("fraction correct", "stars in bin"), strict=True):
             for ax in leftmost(row):
                 ax.set_ylabel(text)
@@ -104,11 +103,8 @@ def _reliability_points(ax, bins, predicted, correct):
     errors = np.maximum([k / n - low, high - k / n], 0)
     style = {"fmt": "o-", "color": BLUE, "ms": 5, "lw": 1.2, "elinewidth": 1.4, "capsize": 2.5}
     ax.errorbar(np.bincount(bins, predicted)[full] / n, k / n, errors, **style)
-    text = (
-        f"mean predicted {predicted.mean():.3f}\nmean correct {correct.mean():.3f}\n"
-        f"{len(predicted):,} stars"
-    )
-    corner(ax, text, x=0.97, y=0.03, ha="right", va="bottom")
+    text = f"mean {predicted.mean():.3f}, correct {correct.mean():.3f} of {len(predicted):,} stars"
+    ax.text(0.5, 1.02, text, transform=ax.transAxes, ha="center", va="bottom", fontsize=8.5)
 
 
 # --- Pulls ------------------------------------------------------------------------------------
