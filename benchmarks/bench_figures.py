@@ -8,26 +8,16 @@ another process and prints rows a second, CPU seconds and the peak memory. --kee
 figures into a folder of yours. Takes about 2 minutes for 2 million stars, half of it to make them.
 """
 
-import os
-
-# Before NumPy is loaded: one core, so that the figures are per core.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_variable] = "1"
-
 import argparse
 import contextlib
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import common  # sets one thread
 import healpy
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from pipeline.schema import Layout, resolved
 from pipeline.select import shard_path
@@ -149,14 +139,11 @@ def main(argv=None):
             "30",
             "4",
         ]
-        tool = [sys.executable, ROOT / "tools/plot_catalogue.py", *words]
-        began = time.monotonic()
-        subprocess.run(list(map(str, tool)), check=True)
-        wall, spent = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = spent.ru_utime + spent.ru_stime
+        tool = [common.ROOT / "tools/plot_catalogue.py", *words]
+        status, peak, cpu, wall = common.measured(tool)
         print(f"figures: {wall:.0f} s, {cpu:.0f} s of CPU: {args.stars / cpu:,.0f} stars/s of CPU")
-        print(f"peak memory {spent.ru_maxrss / 2**20:.2f} GB")
-    return 0
+        print(f"peak memory {peak:.2f} GB")
+    return status
 
 
 if __name__ == "__main__":

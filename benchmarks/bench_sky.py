@@ -21,7 +21,6 @@ exist (`make demo`). Takes about seven minutes.
 import argparse
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -78,38 +77,9 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-# A small process starts the one to measure: the largest size of a process is told to be no smaller
-# than that of the one that started it.
-LAUNCH = """
-import resource, subprocess, sys
-status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_maxrss, used.ru_utime + used.ru_stime)
-sys.exit(status)
-"""
-
-
-def measured(command):
-    """(exit status, peak memory in GB, CPU seconds, wall seconds) of a script's command line."""
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCH, sys.executable, *map(str, command)],
-        cwd=common.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    wall = time.monotonic() - start
-    if done.returncode:
-        sys.stderr.write(done.stderr)
-    peak, cpu = map(float, done.stdout.split())
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
-    return done.returncode, peak * unit / 1e9, cpu, wall
-
-
 def run(command):
     """(peak memory in GB, CPU seconds) of a script, which must succeed."""
-    status, peak, cpu, _ = measured(command)
+    status, peak, cpu, _ = common.measured(command)
     if status:
         raise SystemExit(status)
     return peak, cpu

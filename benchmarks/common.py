@@ -1,7 +1,8 @@
-"""What the benchmarks of a trained model share. Import it before NumPy: it sets one thread."""
+"""What benchmarks share. Import it before NumPy: it sets one thread."""
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,35 @@ def add_arguments(parser, out=True, model=True):
             metavar="FOLDER",
             help="for figures and JSON (default: benchmarks/out)",
         )
+
+
+# A small process starts the one to measure: the largest size of a process is told to be no smaller
+# than that of the one that started it.
+LAUNCH = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+sys.exit(status)
+"""
+
+
+def measured(command):
+    """(exit status, peak memory in GB, CPU seconds, wall seconds) of a script's command line."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, sys.executable, *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wall = time.monotonic() - start
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+    peak, cpu = map(float, done.stdout.split())
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
+    return done.returncode, peak * unit / 1e9, cpu, wall
 
 
 def require(path):
