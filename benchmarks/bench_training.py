@@ -20,7 +20,6 @@ from pathlib import Path
 
 import common  # sets one thread, for the children too
 import numpy as np
-from bench_sky import measured
 
 from pipeline.read import ShardReader
 from pipeline.run import usage_exit
@@ -60,7 +59,7 @@ def compile_demo(folder):
 
 def run(*command):
     """(peak memory in GB, CPU seconds, wall seconds) of a script, which must succeed."""
-    status, *cost = measured(command)
+    status, *cost = common.measured(command)
     if status:
         raise SystemExit(status)
     return cost
