@@ -12,6 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+CANNOT = 77  # exit status of slurm.sh: not on this machine
 PATIENCE = 600  # seconds; the machine may be busy
 REQUEUED_SECONDS = 5  # that a job queued again waits; Slurm's own two minutes are long for a test
 
@@ -45,8 +46,10 @@ class Slurm:
     def __init__(self, folder):
         self.folder = folder
         done = _slurm("start", folder)
-        if done.returncode:
+        if done.returncode == CANNOT:
             raise CannotServeError(done.stderr.strip().splitlines()[-1])
+        if done.returncode:
+            raise RuntimeError(done.stderr)
         self.env = os.environ | {"SLURM_CONF": done.stdout.strip().splitlines()[-1]}
         self.python = folder / "python"
         self.python.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "run_step.py"} "$@"\n')
