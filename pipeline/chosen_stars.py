@@ -26,7 +26,7 @@ def check_arguments(args):
         n_values = 2 * Layout(args.release).size("parameter")
         raise UsageError(
             "--samples needs --ids FILE: draws are for chosen stars. Of every star they would take "
-            f"{4e-3 * n_values * args.samples:.0f} kB on disk, and some 0.6 s of a core"
+            f"{4e-3 * n_values * args.samples:.2g} kB on disk, and some 0.6 s of a core"
         )
     if args.samples is not None and args.samples > MOST_DRAWS:
         raise UsageError(f"--samples {args.samples}: at most {MOST_DRAWS}")
