@@ -77,7 +77,7 @@ def solve_stars(data, solver, errors, alarms=None):
     model = solver.model
     data, seen, odd, modes = find_modes(data, solver, alarms)
     best, second = modes.best, modes.second
-    first, other = (solver.gaussian(data, mode) for mode in (best, second))
+    first, other = best.gaussian, second.gaussian
     ln_ratio = best.phi - second.phi
     factors, weights = errors.of(data)
     whole = widened(first, other, ln_ratio, factors)
@@ -87,7 +87,7 @@ def solve_stars(data, solver, errors, alarms=None):
         direct = seen.direct[:, :, model.is_forward]
         of_type = errors.of_type(seen.direct[0])[:, model.is_forward]
         pooled = estimates(pool(whole, *direct, weights, of_type), model)
-    linear = linear_in_extinction(first.mean, *first.point, model.coordinates)
+    linear = linear_in_extinction(*first.point, model.coordinates)
     signed = signed_extinction(linear, factors, direct, weights, model.coordinates, of_type)
     signed = np.where(np.isfinite(pooled.est[:, 0]), signed, np.nan)
     triangle = np.triu_indices(len(model.coordinates))
@@ -145,8 +145,9 @@ def _solve_without_parallax(modes, data, solver, tense):
     hidden = some.without_parallax()
     free = solver.solve(hidden, solver.seen(hidden).direct, every_family=False).best
     off = np.exp(free.u[:, solver.at.ln_plx]) - some.parallax
-    free.phi = free.phi + 0.5 * (off / some.parallax_err) ** 2
-    modes.second.put(rows, free)
+    curved = solver.settle(some, free.u, step=False)
+    curved.phi = free.phi + 0.5 * (off / some.parallax_err) ** 2
+    modes.second.put(rows, curved)
 
 
 def odd_columns(seen, data, model):

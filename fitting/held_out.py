@@ -221,7 +221,7 @@ def both_estimates(solver, one, factors):
     for shown in (one, one.without_parallax()):
         data, own, _ = trusted(shown.data, solver)
         modes = solver.solve(data, own.direct)
-        first, second = (solver.gaussian(data, mode) for mode in (modes.best, modes.second))
+        first, second = modes.best.gaussian, modes.second.gaussian
         ln_ratio = modes.best.phi - modes.second.phi
         of_star = np.where(data.useful_parallax[:, None], *factors)
         out.append((widened(first, second, ln_ratio, of_star), own.direct))

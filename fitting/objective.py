@@ -100,7 +100,8 @@ def gaussian_prior(value, err):
 class Point(NamedTuple):
     """The objective of B stars at u (n, B): phi (B,), gradient (n, B), Gauss-Newton hessian
     (n, n, B), chi2 (B,), and the Gram matrix (n + 1, n + 1, B) of the whitened columns there: how
-    ln flux changes with each coordinate, and the residual."""
+    ln flux changes with each coordinate, and the residual. All float32 but for the hessian, which
+    has the precision of the Gram matrix that the point was made of."""
 
     u: tf.Tensor
     phi: tf.Tensor
@@ -128,9 +129,14 @@ class Objective:
             data.get("noise_tables"),
         )
 
-    def evaluate(self, u, data, whitening):
-        """`Point` at u (n, B), after the best ln plx was put in."""
-        gram = whitening.products(self._columns(u, data))
+    def evaluate(self, u, data, whitening, precision=tf.float32):
+        """`Point` at u (n, B), after the best ln plx was put in, its hessian with a precision.
+
+        The brightness of a star is known a million times better than its type and dust one by one:
+        in float32, the Gram matrix loses these, which a step can do without and errors cannot. Its
+        columns have the digits, so it is enough to multiply them in float64.
+        """
+        gram = whitening.products(self._columns(u, data), precision)
         return self._point(u, gram, data, whitening.ln_det)
 
     def linearised(self, point, u, data, ln_det):
@@ -162,27 +168,14 @@ class Objective:
     def _point(self, u, gram, data, ln_det):
         """`Point` of the Gram matrix (n + 1, n + 1, B) of the whitened columns at u (n, B)."""
         n, at = len(self.at), self.at
+        whole, gram = gram, tf.cast(gram, tf.float32)
         best, phi, gradient, weight, prior, chi2 = self._from_gram(u, gram, data)
+        hessian = tf.cast(weight, whole.dtype) * whole[:n, :n] + tf.cast(prior, whole.dtype)
         residual = gram[:, n] - (best[at.ln_plx] - u[at.ln_plx]) * gram[:, at.ln_plx]
         residual = tf.concat([residual[:n], chi2[None]], 0)
         gram = tf.concat([gram[:n], residual[None, :]], 0)
         gram = tf.concat([gram[:, :n], residual[:, None]], 1)
-        return Point(best, phi - ln_det, gradient, weight * gram[:n, :n] + prior, chi2, gram)
-
-    def curvature(self, u, data, general):
-        """The whitening at u (n, B), the Hessian of phi there (n, n, B) float64 and its gradient
-        (n, B), ln plx at its best.
-
-        The brightness of a star is known a million times better than its type and dust one by one:
-        in float32, the Gram matrix would lose these. Its columns have the digits, so it is enough
-        to multiply them in float64.
-        """
-        whitening = self.whitening(u, data, general)
-        gram = whitening.products(self._columns(u, data), tf.float64)
-        _, _, gradient, weight, prior, _ = self._from_gram(u, tf.cast(gram, tf.float32), data)
-        n = len(self.at)
-        hessian = tf.cast(weight, tf.float64) * gram[:n, :n]
-        return whitening, hessian + tf.cast(prior, tf.float64), gradient
+        return Point(best, phi - ln_det, gradient, hessian, chi2, gram)
 
     def values(self, u, data, whitening):
         """phi (k, B), but for ln |det S|, at points u (k, n, B), with the best ln plx put in."""

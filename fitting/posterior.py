@@ -18,8 +18,8 @@ LEAST_PIVOT = 1e-10  # of a matrix with ones on its diagonal, for it to be posit
 @dataclass(frozen=True)
 class Gaussian:
     """A Gaussian in the coordinates u of each of N stars: mean (N, n), precision (N, n, n), both
-    float64; NaN in a precision where nothing is known. point: the Hessian (N, n, n) and the
-    gradient (N, n) of -ln posterior at the mean as they are, where the precision is another."""
+    float64; NaN in a precision where nothing is known. point: coordinates (N, n) of a place beside
+    the mean, and Hessian (N, n, n) and gradient (N, n) of -ln posterior as they are there."""
 
     mean: np.ndarray
     precision: np.ndarray

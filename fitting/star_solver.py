@@ -11,7 +11,7 @@ import numpy as np
 
 from fitting.direct import direct_inputs, hide_parallax
 from fitting.families import Families
-from fitting.minimiser import Minimiser, Solution
+from fitting.minimiser import Minimiser, Settled
 from fitting.objective import MixtureTerm, Objective
 from fitting.second_modes import APART, NEAR, POOR_CHI2, WORSE
 from fitting.starts import StartSearch
@@ -42,8 +42,8 @@ class Modes:
     """The best two modes found of N stars: second is the best one of another family of stars, none
     (phi inf) where none was near."""
 
-    best: Solution
-    second: Solution
+    best: Settled
+    second: Settled
 
 
 class StarSolver(Minimiser):
@@ -133,7 +133,7 @@ class StarSolver(Minimiser):
         rank, star = np.nonzero(tried.T)  # starts of one kind together: they take alike long
         trial = self.minimise(data, starts[star, rank], TRIAL_EVALUATIONS, rows=star)
         go_on = self._worth_finishing(trial, star, len(data))
-        finished = self.finish(data, trial.u[go_on], rows=star[go_on])
+        finished = self.finish(data, trial.take(go_on), rows=star[go_on])
         return self._modes(finished, star[go_on], len(data))
 
     def _worth_finishing(self, trial, star, n):
@@ -154,7 +154,7 @@ class StarSolver(Minimiser):
         Descents that met in one mode are told from two modes by their distance: near the limit of
         two families, the family alone says nothing.
         """
-        best, second = (Solution.empty(n, len(self.at)) for _ in range(2))
+        best, second = (Settled.empty(n, len(self.at)) for _ in range(2))
         order = np.lexsort((finished.phi, star))
         stars, first = np.unique(star[order], return_index=True)
         best.put(stars, finished, order[first])

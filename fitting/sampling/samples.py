@@ -88,7 +88,7 @@ class StarSampler:
     def _solutions(self, data, modes):
         """Solutions (N, 2, n), covariances (N, 2, n, n) and weights (N, 2) of the best two modes;
         where there is no second one, the first again, of weight 0."""
-        best, other = (self.solver.gaussian(data, mode) for mode in (modes.best, modes.second))
+        best, other = modes.best.gaussian, modes.second.gaussian
         cov, cov_other = (inverse_or_nan(one.precision) for one in (best, other))
         two = np.isfinite(cov_other).all((1, 2)) & np.isfinite(cov).all((1, 2))
         cov_other[~two] = cov[~two]
