@@ -27,7 +27,7 @@ AGREED = 0.01  # phi of a step's end, by the step and evaluated: then it is the 
 MOST_ASTRAY = 10.0  # of phi: a step up that may lead down
 INNER_STEPS = 4  # between two evaluations
 FIRST_EVALUATIONS = 3
-MORE_EVALUATIONS = (6, 24)  # of descents unfinished, the noise evaluated anew
+MORE_EVALUATIONS = (3, 6, 24)  # of descents unfinished, the noise evaluated anew
 LEAST_CURVATURE = 0.25  # of Gauss-Newton's: errors are at most twice as wide
 
 
@@ -65,8 +65,13 @@ class Solution:
         return self.stop == Stop.CONVERGED
 
     def take(self, rows):
-        """The same, of some rows (an index array)."""
-        return type(self)(*(value[rows] for value in vars(self).values()))
+        """The same, of some rows (an index array or slice), copied."""
+        return type(self)(*(np.array(value[rows]) for value in vars(self).values()))
+
+    def with_rows(self, other):
+        """These and those of another one, of all that this one has."""
+        pairs = ((value, getattr(other, name)) for name, value in vars(self).items())
+        return type(self)(*(np.concatenate(pair) for pair in pairs))
 
     def put(self, rows, other, select=slice(None)):
         """Put the rows `select` of other ones in the place of `rows`."""
@@ -316,22 +321,30 @@ class Minimiser:
         change = tf.matmul(axes * less[:, None], axes, transpose_b=True)
         return hessian + tf.pad(tf.transpose(change, (1, 2, 0)), ((0, 1), (0, 1), (0, 0))), phi[0]
 
-    def finish(self, data, begun, rows=None):
-        """`Settled` of descents that have come to the `Solution`s `begun` (M rows), of the stars
-        `rows` (M,), default all. In a batch, the slowest star holds up the others: so those
-        unfinished are pooled, again and again."""
+    def finish(self, data, u0, rows=None):
+        """`Settled` of descents from u0 (M, n) of the stars `rows` (M,), default all."""
         rows = np.arange(len(data)) if rows is None else rows
+        begun = self.minimise(data, u0, rows=rows)
+        return self.settle_all(data, self.go_on(data, begun, rows), rows)
+
+    def go_on(self, data, begun, rows):
+        """`Solution` of M descents that have come to the `Solution` begun, of the stars `rows`
+        (M,). In a batch, the slowest star holds up the others: so those unfinished are pooled."""
+        found = begun.take(slice(None))
         for evaluations in MORE_EVALUATIONS:
-            left = np.flatnonzero(~begun.converged)
-            more = self.minimise(data, begun.u[left], evaluations, rows=rows[left])
-            begun.put(left, more)
-        settled = self.settle(data, begun.u, rows)
+            left = np.flatnonzero(~found.converged)
+            found.put(left, self.minimise(data, found.u[left], evaluations, rows=rows[left]))
+        return found
+
+    def settle_all(self, data, found, rows):
+        """`Settled` of M descents that ended in the `Solution` found, of the stars `rows` (M,)."""
+        settled = self.settle(data, found.u, rows)
         left = np.flatnonzero(~settled.converged)
         settled.put(left, self.settle(data, settled.u[left], rows[left]))
         left = np.flatnonzero(~settled.converged)
-        last = self.minimise(data, settled.u[left], MORE_EVALUATIONS[-1], rows=rows[left])
-        ends = self.settle(data, last.u, rows[left])
-        ends.stop = last.stop  # the noise may go to and fro
+        found = self.minimise(data, settled.u[left], MORE_EVALUATIONS[-1], rows=rows[left])
+        ends = self.settle(data, found.u, rows[left])
+        ends.stop = found.stop  # there may be a noise at each of two places that leads to the other
         settled.put(left, ends)
         return settled
 

@@ -45,6 +45,15 @@ class Modes:
     best: Settled
     second: Settled
 
+    def take(self, rows):
+        """The same, of some stars (an index array)."""
+        return Modes(self.best.take(rows), self.second.take(rows))
+
+    def put(self, rows, other):
+        """Put those of another one in the place of `rows`."""
+        self.best.put(rows, other.best)
+        self.second.put(rows, other.second)
+
 
 class StarSolver(Minimiser):
     """Finds the maximum of the posterior of many stars under a `StellarModel`.
@@ -109,10 +118,7 @@ class StarSolver(Minimiser):
         poor = np.flatnonzero(poor & (data.useful_parallax | sure))  # of the others all were tried
         if len(poor):
             z_poor = None if z_direct is None else z_direct[poor]
-            again = self._search(data.take(poor), z_poor, every_family=True)
-            better = again.best.phi <= modes.best.phi[poor]
-            modes.best.put(poor[better], again.best, better)
-            modes.second.put(poor[better], again.second, better)
+            modes.put(poor, self._search(data.take(poor), z_poor, True, known=modes.take(poor)))
         return modes
 
     def search_matters(self, data, direct):
@@ -127,14 +133,22 @@ class StarSolver(Minimiser):
         matters = near | (alone.best.phi > whole.best.phi + WORSE)
         return matters, whole.best.chi2 / data.observed.used.sum(1)
 
-    def _search(self, data, z_direct, every_family=None, only_direct=None):
-        """`Modes` from the starts worth it; every_family, only_direct: of `StartSearch.find`."""
+    def _search(self, data, z_direct, every_family=None, only_direct=None, known=None):
+        """`Modes` from the starts worth it; every_family, only_direct: of `StartSearch.find`.
+        known: the `Modes` by the direct estimate alone, which are kept."""
         starts, tried = self.starts.find(data, self.batch_size, z_direct, every_family, only_direct)
+        n, none = len(data), Settled.empty(0, len(self.at))
+        there = none if known is None else known.best.with_rows(known.second)
+        whose = np.arange(len(there.u)) % n
+        tried[:, 0] &= known is None
         rank, star = np.nonzero(tried.T)  # starts of one kind together: they take alike long
-        trial = self.minimise(data, starts[star, rank], TRIAL_EVALUATIONS, rows=star)
-        go_on = self._worth_finishing(trial, star, len(data))
-        finished = self.finish(data, trial.take(go_on), rows=star[go_on])
-        return self._modes(finished, star[go_on], len(data))
+        found = self.minimise(data, starts[star, rank], TRIAL_EVALUATIONS, rows=star)
+        for go_on in (self.go_on, self.settle_all):  # some meet only when they end
+            worth = self._worth_finishing(found.with_rows(there), np.append(star, whose), n)
+            worth = worth[worth < len(star)]
+            star, found = star[worth], go_on(data, found.take(worth), star[worth])
+        ends = found
+        return self._modes(ends.with_rows(there), np.append(star, whose), n)
 
     def _worth_finishing(self, trial, star, n):
         """Which of the descents `trial` of each of n stars to finish (an index array): the lowest,
