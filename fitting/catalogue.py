@@ -145,7 +145,7 @@ def _solve_without_parallax(modes, data, solver, tense):
     hidden = some.without_parallax()
     free = solver.solve(hidden, solver.seen(hidden).direct, every_family=False).best
     off = np.exp(free.u[:, solver.at.ln_plx]) - some.parallax
-    curved = solver.settle(some, free.u, step=False)
+    curved = solver.curved(some, free.u)
     curved.phi = free.phi + 0.5 * (off / some.parallax_err) ** 2
     modes.second.put(rows, curved)
 

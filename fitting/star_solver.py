@@ -11,9 +11,10 @@ import numpy as np
 
 from fitting.direct import direct_inputs, hide_parallax
 from fitting.families import Families
-from fitting.minimiser import Minimiser, Settled
 from fitting.objective import MixtureTerm, Objective
 from fitting.second_modes import APART, NEAR, POOR_CHI2, WORSE
+from fitting.settling import Settler
+from fitting.solutions import Settled
 from fitting.starts import StartSearch
 from pipeline.quiet_tensorflow import compiled, tf
 
@@ -55,10 +56,10 @@ class Modes:
         self.second.put(rows, other.second)
 
 
-class StarSolver(Minimiser):
+class StarSolver(Settler):
     """Finds the maximum of the posterior of many stars under a `StellarModel`.
 
-    batch_size: see `Minimiser`. seed: of the templates of the start search.
+    batch_size: of `Minimiser`. seed: of the templates of the start search.
     """
 
     def __init__(self, model, batch_size=256, seed=0):
@@ -135,7 +136,7 @@ class StarSolver(Minimiser):
 
     def _search(self, data, z_direct, every_family=None, only_direct=None, known=None):
         """`Modes` from the starts worth it; every_family, only_direct: of `StartSearch.find`.
-        known: the `Modes` by the direct estimate alone, which are kept."""
+        known: `Modes` that a search found before, from the direct estimate too, which are kept."""
         starts, tried = self.starts.find(data, self.batch_size, z_direct, every_family, only_direct)
         n, none = len(data), Settled.empty(0, len(self.at))
         there = none if known is None else known.best.with_rows(known.second)

@@ -20,7 +20,7 @@ from model_case import (
     table_of,
 )
 
-from fitting import minimiser as minimiser_module
+from fitting import settling as settling_module
 from fitting import star_solver as star_solver_module
 from fitting import starts as starts_module
 from fitting.catalogue import MIN_XP_FLUXES, infer, label_estimates, odd_columns
@@ -183,14 +183,14 @@ def test_table_without_usable_stars_gives_their_rows(table, star_solver, trained
 def test_star_whose_curvature_is_not_positive_definite_is_flagged_alone(
     table, star_solver, trained, inferred, monkeypatch
 ):
-    honest = star_solver.gaussian
+    honest = star_solver.solve
 
-    def gaussian(data, solution):
-        out = honest(data, solution)
-        out.precision[4] *= -1  # of the usable stars: row 8 of the table
-        return out
+    def solve(*args, **options):
+        modes = honest(*args, **options)
+        modes.best.precision[4] *= -1  # of the usable stars: row 8 of the table
+        return modes
 
-    monkeypatch.setattr(star_solver, "gaussian", gaussian)
+    monkeypatch.setattr(star_solver, "solve", solve)
     found = infer(table, star_solver, trained)
     for name in floats(found):
         if name.startswith(("stellar_params", "model_params")) or "confidence" in name:
@@ -202,8 +202,7 @@ def test_star_whose_curvature_is_not_positive_definite_is_flagged_alone(
 
 
 def test_star_that_did_not_converge_is_flagged(table, star_solver, trained, monkeypatch):
-    monkeypatch.setattr(minimiser_module, "FIRST_EVALUATIONS", 1)
-    monkeypatch.setattr(minimiser_module, "POOLED_EVALUATIONS", (1,))
+    monkeypatch.setattr(settling_module, "MORE_EVALUATIONS", (1,))
     monkeypatch.setattr(star_solver_module, "TRIAL_EVALUATIONS", 1)
     rows = np.arange(9, 30)
     some = {name: value[rows] for name, value in table.items()}
@@ -243,7 +242,7 @@ def test_inferred_columns_with_a_direct_estimate_are_those_of_the_pool(direct_al
     assert len(less)
     direct = solver.seen(data).direct
     modes = solver.solve(data, direct)
-    gaussians = (solver.gaussian(data, mode) for mode in (modes.best, modes.second))
+    gaussians = (modes.best.gaussian, modes.second.gaussian)
     ln_ratio = modes.best.phi - modes.second.phi
     factors, weights = ErrorModel(**errors).of(data)
     of_type = ErrorModel(**errors).of_type(direct[0])

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from model_case import mock_stars, replaced
 
-from fitting.minimiser import Solution
 from fitting.second_modes import (
     APART,
     FEW_CASES,
@@ -16,6 +15,7 @@ from fitting.second_modes import (
     fit_mode_search,
     search_features,
 )
+from fitting.solutions import Settled
 from fitting.star_solver import Modes
 
 
@@ -131,7 +131,7 @@ def test_sure_stars_that_fit_badly_are_searched_after_all(star_solver, observed,
 
 def modes(n, at, best_phi, second_phi=np.inf, away=1.0):
     """`Modes` of n stars, all the same; `away`: how far the second is in z."""
-    best, second = Solution.empty(n, len(at)), Solution.empty(n, len(at))
+    best, second = Settled.empty(n, len(at)), Settled.empty(n, len(at))
     best.u[:], best.phi[:], best.chi2[:] = 0.0, best_phi, 33.0
     second.u[:], second.phi[:] = 0.0, second_phi
     second.u[:, at.z] = away

@@ -18,9 +18,10 @@ from model_oracle import Star, slope
 from scipy import optimize
 
 from fitting import minimiser as minimiser_module
-from fitting.minimiser import Minimiser, Solution, Stop, projectable
+from fitting.minimiser import Minimiser, projectable
 from fitting.objective import LabelTerm, MixtureTerm, Objective
 from fitting.posterior import estimates, physical
+from fitting.solutions import Solution, Stop
 from fitting.star_solver import StarSolver
 from pipeline.statistics import robust_width
 

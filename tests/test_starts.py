@@ -7,7 +7,7 @@ from model_case import LABEL_SETS, THETA_MEAN, THETA_SCALE, make_model, mock_sta
 from fitting import star_solver as star_solver_module
 from fitting import starts as starts_module
 from fitting.families import N_FAMILIES, Families
-from fitting.minimiser import Solution
+from fitting.solutions import Settled
 from fitting.star_solver import SAME_MODE, Modes
 from fitting.starts import StartSearch
 from pipeline.schema import KNOWN_LABELS, LabelSet
@@ -192,7 +192,7 @@ def test_second_mode_is_the_best_of_another_family(star_solver):
     u = np.array([edge - 0.01, edge + 0.01, giant, dwarf, giant + 0.3, dwarf + 0.1, giant * np.nan])
     phi = np.array([5.0, 4.0, 7.0, 3.0, 2.0, 2.5, np.nan])
     star = np.array([0, 0, 1, 1, 1, 1, 2])
-    trial = Solution.empty(len(u), 6)
+    trial = Settled.empty(len(u), 6)
     trial.u[:], trial.phi[:] = u, phi
     modes = star_solver._modes(trial, star, 4)
     np.testing.assert_array_equal(modes.best.phi, [4.0, 2.0, np.nan, np.inf])
@@ -226,8 +226,8 @@ def test_stars_that_fit_badly_are_searched_again_from_all_families(
     expected = star_solver.solve(data)
     asked, whole, bad = [], star_solver._search, np.arange(60) % 3 == 0
 
-    def search(stars, z_direct, every_family=None, only_direct=None):
-        modes = whole(stars, z_direct, every_family, only_direct)
+    def search(stars, z_direct, every_family=None, only_direct=None, known=None):
+        modes = whole(stars, z_direct, every_family, only_direct, known)
         asked.append((stars.flux, every_family))
         if not every_family:
             best = modes.best
