@@ -2,7 +2,7 @@
 
     python benchmarks/bench_inference.py [--model FOLDER --training-data FILE]
 
-Times `catalogue.infer` (networks, start search, trial and final descents, curvature, second
+Times `catalogue.infer` (networks, start search, descents, last steps with the curvature, second
 modes, covariance, pooling, flags, confidences) on the validation stars of a trained model, which
 must exist (`make demo`), and in all also with their parallaxes hidden. Rates are per second of CPU
 time, the median of several repetitions. Then solves some of the stars again from many starts:
@@ -72,9 +72,8 @@ def timed(table, solver, trained, repeats):
         watch.wrap(solver, "seen", "networks on what is observed")
         watch.wrap(catalogue, "pool", "pooling")
     watch.wrap(solver.starts, "find", "start search")
-    watch.wrap(solver, "finish", "final descents")
-    watch.wrap(solver, "minimise", "trial descents")
-    watch.wrap(solver, "gaussian", "curvature")
+    watch.wrap(solver, "minimise", "descents")
+    watch.wrap(solver, "settle", "last steps, curvature")
     watch.wrap(catalogue, "estimates", "covariance")
     watch.wrap(catalogue, "widened", "second modes, factors")
     watch.wrap(catalogue, "_confidences", "confidences")

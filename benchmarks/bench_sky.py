@@ -179,7 +179,8 @@ def steps(folder, model, n, stack):
         + ["--stellar-params", d / "training_params.h5"]
         for m, d in skies.items()
     }
-    solve = ("xp_opt_allsources.py", "opt_output", "--model", model.resolve(), "--threads", 1)
+    model_options = ("--model", model.resolve(), "--use-parallaxes", "--threads", 1)
+    solve = ("xp_opt_allsources.py", "opt_output", *model_options)
     inputs = ("gen_xp_input_allsources.py", "opt_input")
     dust = ("query_reddening_gaia.py", "reddening", "--maps", "bh")
     beside = {"everywhere": False}

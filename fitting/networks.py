@@ -40,11 +40,12 @@ class Networks(tf.Module):
         n_components = masks.shape[1] - inputs.shape[1]
         spectra = _bent(np, np.nan_to_num((inputs - mean) / scale)[:, :n_components])
         self.components = tf.constant(principal_components(spectra), tf.float32)
-        # Places of what each sees, those of the others filled up with one that is nothing.
-        most = int(masks.sum(1).max())
-        order = np.argsort(~masks, axis=1, kind="stable")[:, :most]
-        nothing = np.arange(most) >= masks.sum(1)[:, None]
-        self.places = tf.constant(np.where(nothing, masks.shape[1], order), tf.int32)
+        # Networks that see the same, together: one product for all of them.
+        alike, of_group = np.unique(masks, axis=0, return_inverse=True)
+        self._groups = [
+            (np.flatnonzero(mask), np.flatnonzero(of_group == k)) for k, mask in enumerate(alike)
+        ]
+        most = int(masks.sum(1).max())  # rows of the first weights: those who see less use fewer
         rng = np.random.default_rng([seed, *name.encode()])
         sizes = (most, *hidden, n_out)
         self.weights, self.biases = [], []
@@ -60,11 +61,15 @@ class Networks(tf.Module):
         x = (inputs - self.mean) / self.scale
         x = _bent(tf, tf.where(tf.math.is_nan(x), 0.0, x))
         components = _bent(tf, x[:, : self.components.shape[0]] @ self.components)
-        x = tf.transpose(tf.concat([x, components, tf.zeros_like(x[:, :1])], 1))
-        h = tf.gather(x, self.places)  # (n_networks, most, B)
-        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = tf.nn.relu(h) if k else h
-            h = tf.matmul(h, weight, transpose_a=not k) + bias
+        x = tf.concat([x, components], 1)
+        parts = []
+        for places, which in self._groups:
+            weight = tf.gather(self.weights[0], which)[:, : len(places)]
+            parts.append(tf.einsum("bp,nph->nbh", tf.gather(x, places, axis=1), weight))
+        order = np.argsort(np.concatenate([which for _, which in self._groups]))
+        h = tf.gather(tf.concat(parts, 0), order) + self.biases[0]
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            h = tf.matmul(tf.nn.relu(h), weight) + bias
         return h
 
     def to_arrays(self):

@@ -2,7 +2,7 @@
 
 The solver minimises the objective of `fitting.objective` in the coordinates of
 `fitting.coordinates` by `fitting.minimiser`, from the starts of `fitting.starts`. The noise is
-evaluated where a descent starts and held during it.
+evaluated where a descent starts and held during it, and anew where it ends (`fitting.settling`).
 """
 
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ class StarSolver(Settler):
         """`Modes` of N stars: start search, and descents from the starts worth it.
 
         Every start gets a few steps; those still close to a star's best, but not where it is, are
-        finished, with the noise model evaluated anew where they are. Stars of which the model knows
+        finished. Stars of which the model knows
         (`StellarModel.search`) that there is hardly another mode start at the direct estimate
         alone. Stars whose best fit is poor are searched again from all families. direct (2, N, K):
         of `Seen`, or None; every_family: of `StartSearch.find`.
