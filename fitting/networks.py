@@ -62,12 +62,13 @@ class Networks(tf.Module):
         x = _bent(tf, tf.where(tf.math.is_nan(x), 0.0, x))
         components = _bent(tf, x[:, : self.components.shape[0]] @ self.components)
         x = tf.concat([x, components], 1)
-        parts = []
+        first, layer = tf.unstack(tf.identity(self.weights[0])), [None] * len(self.masks)
         for places, which in self._groups:
-            weight = tf.gather(self.weights[0], which)[:, : len(places)]
-            parts.append(tf.einsum("bp,nph->nbh", tf.gather(x, places, axis=1), weight))
-        order = np.argsort(np.concatenate([which for _, which in self._groups]))
-        h = tf.gather(tf.concat(parts, 0), order) + self.biases[0]
+            weight = tf.concat([first[k][: len(places)] for k in which], 1)
+            units = tf.split(tf.gather(x, places, axis=1) @ weight, len(which), 1)
+            for k, unit in zip(which, units, strict=True):
+                layer[k] = unit
+        h = tf.stack(layer) + self.biases[0]
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             h = tf.matmul(tf.nn.relu(h), weight) + bias
         return h
