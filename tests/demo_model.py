@@ -128,7 +128,7 @@ def quick():
     small pictures."""
     import model  # noqa: F401  # its own graphs, before they are made otherwise
     import train
-    from fitting import held_out, minimiser, star_solver, training
+    from fitting import held_out, minimiser, settling, star_solver, training
     from pipeline import quiet_tensorflow
     from pipeline.figures import style
     from pipeline.quiet_tensorflow import tf
@@ -136,7 +136,7 @@ def quick():
     whole = tf.function
 
     def graph(function, jit_compile=None, autograph=None):
-        often = function.__name__ in ("_minimise", "curvature", "values", "_ln_density")
+        often = function.__name__ in ("_minimise", "_settle", "_curved", "_ln_density")
         return whole(function, autograph=False) if often else function
 
     with pytest.MonkeyPatch.context() as patch:
@@ -146,7 +146,7 @@ def quick():
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(held_out, "SIMULATED_LEVELS", 2)
         patch.setattr(minimiser, "INNER_STEPS", 2)
-        patch.setattr(minimiser, "POOLED_EVALUATIONS", (8,))
+        patch.setattr(settling, "MORE_EVALUATIONS", (8,))
         patch.setattr(star_solver, "StarSolver", partial(_solver_of, whole=star_solver.StarSolver))
         for name in ("figure.dpi", "savefig.dpi"):
             patch.setitem(style.STYLE, name, 54)
