@@ -46,7 +46,7 @@ from pipeline.select import (
     step_parser,
     used_kinds,
 )
-from pipeline.sphere import arcsec_of_chord, chord, moved_vectors
+from pipeline.sphere import arcsec_of_chord, moved_vectors
 from pipeline.unwise_tiles import TileCache, index_tiles, listed_tiles
 from pipeline.write import ShardWriter
 
@@ -111,13 +111,10 @@ def nearest_detections(vectors, by_tile, cache):
     """
     length = np.full(len(vectors), np.inf)
     key = np.full(len(vectors), -1)
-    limit = np.nextafter(chord(MAX_SEP_ARCSEC / 3600), 1)  # the tree's bound is exclusive
     found, n_found = [], 0
     for number, rows in by_tile.items():
         tile = cache.get(cache.index.names[number])
-        if tile.tree is None:
-            continue
-        distance, place = tile.tree.query(vectors[rows], distance_upper_bound=limit)
+        distance, place = tile.places.nearest(vectors[rows], MAX_SEP_ARCSEC / 3600)
         better = distance < length[rows]
         rows, place = rows[better], place[better]
         length[rows] = distance[better]

@@ -115,7 +115,7 @@ WAYS = {
     "fast": (spectra_files.igzip, lambda: True),
 }
 PARTS = {
-    "parse": ((UsualRows, "parse"), (csv_rows.CsvSpectra, "_careful")),
+    "parse": ((UsualRows, "_parse_batch"), (csv_rows.CsvSpectra, "_careful")),
     "write": ((ShardWriter, "write_table"), (ShardWriter, "_finish")),
 }
 

@@ -28,7 +28,7 @@ from pipeline.spectra_plan import (
 from pipeline.usual_rows import UsualRows
 from pipeline.usual_rows import available as has_usual_rows
 
-CHUNK_ROWS = 768  # 30 MB of text, 10 MB of numbers
+CHUNK_ROWS = 768  # 10 MB of numbers
 FIELD_BYTES = 1 << 20  # longest cell; the correlations of a band take 20 kB
 MOST_LINES = 10_000  # of one row
 MOST_BYTES = 1 << 25  # of a line, and of a row: an archive's takes 150 kB
@@ -162,37 +162,40 @@ class CsvSpectra:
 
     def _tables(self):
         rows = records(self._file, self._n_head + 1, self._is_row, self._path)
-        while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-            numbers, lines = zip(*chunk, strict=True)
-            table = self._table(lines, np.array(numbers))
-            del chunk, lines  # the larger part of what is held
+        table_of, n_rows = self._careful_table if self._usual is None else self._table, CHUNK_ROWS
+        while n_rows == CHUNK_ROWS:
+            table, n_rows = table_of(rows)
             if len(table["source_id"]):
                 yield table
 
-    def _table(self, lines, numbers) -> dict:
-        """The rows among some lines; those of unusual form the careful way."""
-        if self._usual is None:
-            return self._careful(lines, numbers)[1]
-        table, parsed = self._usual.parse(lines)
-        parsed &= table["source_id"] > 0
+    def _careful_table(self, rows) -> tuple[dict, int]:
+        """The table of the next lines that are rows, and the number of lines."""
+        chunk = list(itertools.islice(rows, CHUNK_ROWS))
+        return self._careful(chunk)[1], len(chunk)
+
+    def _table(self, rows) -> tuple[dict, int]:
+        """As `_careful_table`; those of usual form the fast way."""
+        table, parsed, others = self._usual.parse(rows, CHUNK_ROWS)
         for band in XP_BANDS:
             n = self.columns[f"{band}_coefficients"].length
             require_release(table, np.where(parsed, n, 0), band, self._release)
         for name in self.columns:
             self.account.given[name] += int(parsed.sum())
-        if parsed.all():
-            return table
-        others = np.flatnonzero(~parsed)
-        places, found = self._careful([lines[i] for i in others], numbers[others])
-        for name, column in found.items():
-            table[name][others[places]] = column
-        parsed[others[places]] = True
-        return {name: column[parsed] for name, column in table.items()}
+        if others:
+            places, found = self._careful([(number, line) for _, number, line in others])
+            rows_of = np.array([place for place, _, _ in others])[places]
+            for name, column in found.items():
+                table[name][rows_of] = column
+            parsed[rows_of] = True
+        n_lines = len(parsed)
+        if not parsed.all():
+            table = {name: column[parsed] for name, column in table.items()}
+        return table, n_lines
 
-    def _careful(self, lines, numbers) -> tuple[list, dict]:
-        """Places of the lines that are rows, and their table."""
+    def _careful(self, lines) -> tuple[list, dict]:
+        """Places of the lines, [(number, text)], that are rows, and their table."""
         rows, places = [], []
-        for place, (line, number) in enumerate(zip(lines, numbers, strict=True)):
+        for place, (number, line) in enumerate(lines):
             cells = self._split(line)
             if why := self._fault_of(cells):
                 self.account.unusable.append((f"line {number}", why, self._id_in(line, cells)))

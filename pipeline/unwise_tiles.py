@@ -4,9 +4,12 @@ A tile is a file `TILE.cat.fits`, whose name gives its place: 0000m016 is centre
 Dec -1.6.
 """
 
+import gzip
+import io
 import os
 import re
 import warnings
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +21,8 @@ from astropy.utils.exceptions import AstropyWarning
 from scipy.spatial import cKDTree
 
 from pipeline.errors import ShardError, UsageError
+from pipeline.fits_columns import TableColumns
+from pipeline.nearest import Places
 from pipeline.provenance import see
 from pipeline.sphere import chord, local_axes, unit_vectors
 
@@ -30,8 +35,8 @@ TILE_NAME = re.compile(r"(\d{4})([pm])(\d{3})")
 TILE_FILE = re.compile(rf"({TILE_NAME.pattern})\.cat\.fits(\.gz)?")
 SINGLE_BAND_FILE = re.compile(rf"{TILE_NAME.pattern}\.(?:w?\d)\.cat\.fits(\.gz)?")
 PLACE_COLUMNS = ("ra", "dec", "primary")  # read of every tile, beside what is asked for
+GZIP_MAGIC = b"\x1f\x8b"
 SEARCH_NSIDE = 256  # pixels of 0.23 deg, by which tiles are looked up
-TREE_BYTES = 60  # a source in a k-d tree: coordinates twice, index, nodes
 
 
 # ---- which -----------------------------------------------------------------------------------
@@ -130,24 +135,23 @@ def listed_tiles(path) -> TileIndex | None:
 
 @dataclass
 class Tile:
-    """The n primary detections of a tile.
-
-    columns: {name: (n, ...)}, native byte order; tree: of their unit vectors, None where there is
-    none.
-    """
+    """The n primary detections of a tile: columns {name: (n, ...)}, native byte order; places."""
 
     columns: dict
-    tree: cKDTree | None
-    nbytes: int
+    places: Places
+
+    @property
+    def nbytes(self) -> int:
+        return self.places.nbytes + sum(column.nbytes for column in self.columns.values())
 
 
-def _column(data, name) -> np.ndarray:
-    """A column (n, ...) of a FITS table; of plain text its bytes, less blanks at the end: Astropy
-    takes as long to make texts of them as all else takes."""
-    raw = np.ascontiguousarray(data.view(np.ndarray)[name])
-    if raw.dtype.kind == "S" and raw.size and raw.view("u1").max() < 128:
-        return np.strings.rstrip(raw, b" ")
-    return np.array(data[name])
+def _open(path) -> fits.HDUList:
+    """A FITS file; a compressed one is read whole, as Astropy does not look at its checksum."""
+    with open(path, "rb") as file:
+        packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    if packed:
+        return fits.open(io.BytesIO(gzip.decompress(Path(path).read_bytes())))
+    return fits.open(path, memmap=False)
 
 
 def _tile_table(path, names) -> dict:
@@ -157,19 +161,18 @@ def _tile_table(path, names) -> dict:
         warnings.simplefilter("ignore", AstropyWarning)
         warnings.filterwarnings("error", ".*truncated.*", AstropyWarning)
         try:
-            with fits.open(path, memmap=False) as hdus:
-                data = hdus[1].data
-                found = {name.lower(): name for name in data.names}
-                missing = [name for name in names if name not in found]
+            with _open(path) as hdus:
+                columns = TableColumns(hdus[1])
+                missing = [name for name in names if name not in columns.found]
                 if not missing:
-                    table = {name: _column(data, found[name]) for name in names}
+                    table = columns.read(names)
         except (OSError, ValueError, TypeError, IndexError, KeyError, AttributeError,
-                EOFError, AstropyWarning, fits.VerifyError) as error:  # fmt: skip
+                EOFError, zlib.error, AstropyWarning, fits.VerifyError) as error:  # fmt: skip
             raise ShardError(
                 f"{path}: not a readable FITS table (truncated or damaged; {error}); fetch it again"
             ) from error
     if missing:
-        single = "unwise_objid" in missing and "unwise_detid" in found
+        single = "unwise_objid" in missing and "unwise_detid" in columns.found
         raise _other_catalogue(path, f"no column {', '.join(missing)}", single)
     return table
 
@@ -196,14 +199,14 @@ def _as_dataset(path, name, values, data) -> np.ndarray:
 def read_tile(path, datasets) -> Tile:
     """The primary detections with a position of a tile file; datasets: see TileCache."""
     table = _tile_table(path, (*PLACE_COLUMNS, *datasets))
-    keep = (table["primary"] > 0) & np.isfinite(table["ra"]) & np.isfinite(table["dec"])
+    usable = (table["primary"] > 0) & np.isfinite(table["ra"]) & np.isfinite(table["dec"])
+    rows = np.flatnonzero(usable)
     columns = {
-        name: _as_dataset(path, name, table[name][keep], data) for name, data in datasets.items()
+        name: _as_dataset(path, name, table[name].take(rows, axis=0), data)
+        for name, data in datasets.items()
     }
-    vectors = unit_vectors(table["ra"][keep].astype(float), table["dec"][keep].astype(float))
-    tree = cKDTree(vectors, balanced_tree=False) if len(vectors) else None
-    nbytes = sum(column.nbytes for column in columns.values()) + TREE_BYTES * len(vectors)
-    return Tile(columns, tree, nbytes)
+    places = Places(*(table[name].take(rows).astype(float) for name in ("ra", "dec")))
+    return Tile(columns, places)
 
 
 class TileCache:

@@ -7,6 +7,7 @@ float() does. Every other row (null, nan, an empty array, other quotes) is left 
 """
 
 import re
+from itertools import islice
 
 import numpy as np
 
@@ -16,6 +17,7 @@ except ImportError:  # the caller does without: see `available`
     simdjson = None
 
 DTYPES = {"d": np.dtype("f8"), "i": np.dtype("i8")}  # of simdjson's arrays
+BATCH_ROWS = 64  # whose text, 2.5 MB, is held at once; NumPy takes as long for a row as for all
 # A whole number for JSON, in which simdjson drops the sign. Not "-0.5" or "1e-05".
 NEGATIVE_ZERO = re.compile(rb"-0(?![.eE\d])")
 
@@ -46,59 +48,103 @@ class UsualRows:
         self._parser = simdjson.Parser()
         arrays = named(lambda c: c.length)
         self._arrays = dict(sorted(arrays.items(), key=lambda item: item[1].place))
+        self._batch = [np.zeros((BATCH_ROWS, c.length), DTYPES["d"]) for c in self._arrays.values()]
+        # The same as bytes, and how many a row has; simdjson's are copied to them in no time.
+        self._bytes = [
+            (memoryview(numbers).cast("B"), numbers[0].nbytes) for numbers in self._batch
+        ]
         self._whole = named(lambda c: not c.length and c.dtype.kind == "i")
         self._real = named(lambda c: not c.length and c.dtype.kind == "f")
+        limits = [np.iinfo(c.dtype) for c in self._whole.values()]
+        self._least = np.array([one.min for one in limits])
+        self._least[list(self._whole).index("source_id")] = 1
+        self._most = np.array([one.max for one in limits])
         self._id_place = columns["source_id"].place
         self._array_places = [c.place for c in self._arrays.values()]
         # Of the text before, between and after the arrays.
         self._commas = np.diff([0, *self._array_places, n_cells - 1]).tolist()
 
-    def parse(self, lines) -> tuple[dict, np.ndarray]:
-        """Lines (bytes) -> {name: (n,) or (n, length) array} and (n,) bool: the row is parsed.
+    def parse(self, rows, most) -> tuple[dict, np.ndarray, list]:
+        """The next rows, `most` or fewer, of an iterator of (line's number, line as bytes).
 
-        Rows that are not are 0 in every column.
+        Returns {name: (n,) or (n, length) array}, (n,) bool: the row is parsed, and [(place,
+        number, line)] of the others, which are 0 in every column.
         """
-        n, parsed = len(lines), np.zeros(len(lines), bool)
-        table = {name: np.zeros((n, c.length), c.dtype) for name, c in self._arrays.items()}
-        cells = [()] * n
-        for i, (line, *views) in enumerate(zip(lines, *table.values(), strict=True)):
+        table = {name: np.empty((most, c.length), c.dtype) for name, c in self._arrays.items()}
+        whole = np.zeros((most, len(self._whole)), DTYPES["i"])
+        real = np.zeros((most, len(self._real)), DTYPES["d"])
+        parsed, others, n = np.zeros(most, bool), [], 0
+        while batch := list(islice(rows, min(BATCH_ROWS, most - n))):
+            now = slice(n, n + len(batch))
+            arrays, whole[now], real[now], parsed[now] = self._parse_batch([x for _, x in batch])
+            for column, values in zip(table.values(), arrays, strict=True):
+                column[now] = values
+            others += [(n + i, *batch[i]) for i in np.flatnonzero(~parsed[now]).tolist()]
+            n = now.stop
+        for columns, numbers in ((self._whole, whole), (self._real, real)):
+            for (name, column), wide in zip(columns.items(), numbers.T, strict=True):
+                table[name] = wide.astype(column.dtype)
+        return {name: column[:n] for name, column in table.items()}, parsed[:n], others
+
+    def _parse_batch(self, lines) -> tuple[list, np.ndarray, np.ndarray, np.ndarray]:
+        """n lines -> [(n, length) array], which the next call fills again, (n, columns) whole and
+        real numbers, (n,) bool: the row is parsed; the others are 0."""
+        arrays = [numbers[: len(lines)] for numbers in self._batch]
+        parsed, cells = np.zeros(len(lines), bool), [()] * len(lines)
+        for i, line in enumerate(lines):
             try:
-                cells[i] = self._parse_row(line, views)
+                cells[i] = self._parse_row(line, i)
             except UNUSUAL:
                 continue
             parsed[i] = True
-        for columns, kind in ((self._whole, "i"), (self._real, "d")):
-            numbers = self._parse_numbers(cells, parsed, columns, kind)
-            for (name, column), wide in zip(columns.items(), numbers.T, strict=True):
-                table[name] = wide.astype(column.dtype)
-                if kind == "i":
-                    parsed &= table[name] == wide
-        self._leave_negative_zeros(lines, table, parsed)
+        whole = self._parse_numbers(cells, parsed, self._whole, "i")
+        real = self._parse_numbers(cells, parsed, self._real, "d")
+        parsed &= ((whole >= self._least) & (whole <= self._most)).all(axis=1)
+        has_zero = ~real.all(axis=1)
+        for column in arrays:
+            has_zero |= ~column.all(axis=1)
+        for i in np.flatnonzero(parsed & has_zero):  # of which one may have lost its sign
+            parsed[i] = NEGATIVE_ZERO.search(lines[i]) is None
         if not parsed.all():
-            for column in table.values():
+            for column in (*arrays, whole, real):
                 column[~parsed] = 0
-        return table, parsed
+        return arrays, whole, real, parsed
 
-    def _parse_row(self, line, arrays) -> list[bytes]:
-        """Fill views of the arrays of a row; its cells. Raises one of UNUSUAL for another form."""
-        parts = line.split(b'"')
-        outside, inside = parts[::2], parts[1::2]
-        numbers = b"".join(outside).rstrip(b"\r\n")
-        cells = numbers.split(b",")
+    def _parse_row(self, line, i) -> list[bytes]:
+        """Put the arrays of a row into row i of the batch; its cells. Raises one of UNUSUAL for
+        another form."""
+        opening, closing = self._quotes(line)
+        outside = [
+            line[first:last]
+            for first, last in zip([0, *(q + 1 for q in closing)], [*opening, None], strict=True)
+        ]
+        outer = b"".join(outside).rstrip(b"\r\n")
+        cells = outer.split(b",")
         if (
-            len(inside) != len(arrays)
-            or [part.count(b",") for part in outside] != self._commas
+            [part.count(b",") for part in outside] != self._commas
             or any(cells[place] for place in self._array_places)
             or not cells[self._id_place].isdigit()
-            or not numbers.isascii()  # nor are the arrays anything else, where they are numbers
+            or not outer.isascii()  # nor are the arrays anything else, where they are numbers
         ):
             raise UnusualError
-        for out, text in zip(arrays, inside, strict=True):
+        for (numbers, size), first, last in zip(self._bytes, opening, closing, strict=True):
+            text = line[first + 1 : last]
             # A list within the list would be read as part of it.
             if not text.startswith(b"[") or text.find(b"[", 1) >= 0:
                 raise UnusualError
-            out[:] = self._list(text, len(out), "d")
+            # Raises ValueError where there are fewer or more.
+            numbers[i * size : (i + 1) * size] = self._parser.parse(text).as_buffer(of_type="d")
         return cells
+
+    def _quotes(self, line) -> tuple[list[int], list[int]]:
+        """Places of the quotes before and after each array; UnusualError where there are others."""
+        places, place = [], line.find(b'"')
+        while place >= 0:
+            places.append(place)
+            place = line.find(b'"', place + 1)
+        if len(places) != 2 * len(self._arrays):
+            raise UnusualError
+        return places[::2], places[1::2]
 
     def _parse_numbers(self, cells, parsed, columns, kind) -> np.ndarray:
         """The cells of some columns as (n, columns) numbers; unsets `parsed` where they are none.
@@ -132,12 +178,3 @@ class UsualRows:
         if len(numbers) != n:
             raise UnusualError
         return numbers
-
-    def _leave_negative_zeros(self, lines, table, parsed):
-        """Unset `parsed` of rows with a zero that may have lost its sign."""
-        has_zero = np.zeros(len(lines), bool)
-        for column in table.values():
-            if column.dtype.kind == "f":
-                has_zero |= ~column.reshape(len(lines), -1).all(axis=1)
-        for i in np.flatnonzero(parsed & has_zero):
-            parsed[i] = NEGATIVE_ZERO.search(lines[i]) is None

@@ -1,15 +1,16 @@
 """Step 4: the right unWISE source for each Gaia source, wherever it is on the sky."""
 
 import dataclasses
+import gzip
 
 import h5py
 import numpy as np
 import pytest
-from astropy.io import fits
 
 import match_unwise_gaia as step
 from demo.unwise_tiles import N_RINGS, RING_STEP, ring_size, tile_name, tile_of, write_tile
 from pipeline import unwise_tiles
+from pipeline.errors import ShardError
 from pipeline.schema import FILES, Column, load_release
 from pipeline.select import shard_path
 from pipeline.sphere import local_axes, unit_vectors
@@ -447,20 +448,22 @@ def test_a_missing_column_of_the_metadata_is_named(tmp_path, capsys):
     assert "no dataset pmra" in capsys.readouterr().err
 
 
-def test_texts_and_numbers_of_a_tile_are_those_that_astropy_reads(tmp_path):
-    """Blanks at the end are no part of a text, those within are; numbers may be shifted."""
-    texts = [b"0000m016 o0000001", b"a b ", b" lead\t", b"", b"nul\0after", b"x" * 17]
-    columns = [
-        fits.Column("ID", "17A", array=np.array(texts)),
-        fits.Column("count", "I", bzero=32768, array=np.arange(6, dtype="u2")),
-        fits.Column("pair", "2E", array=np.arange(12.0).reshape(6, 2)),
-    ]
-    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "t.fits")
-    with fits.open(tmp_path / "t.fits", memmap=False) as hdus:
-        data = hdus[1].data
-        for name in data.names:
-            found, expected = unwise_tiles._column(data, name), np.array(data[name])
-            if expected.dtype.kind == "U":
-                found, expected = found.astype("S17"), expected.astype("S17")
-            assert found.dtype == expected.dtype
-            np.testing.assert_array_equal(found, expected, err_msg=name)
+def test_a_compressed_tile_is_read_and_a_damaged_one_refused(tmp_path):
+    rng = np.random.default_rng(1)
+    ra, dec = 10 + rng.random(500) / 10, rng.random(500) / 10
+    (name,) = write_tiles(tmp_path, ra, dec, qf=rng.random((500, 2)))
+    plain = tmp_path / f"{name}.cat.fits"
+    packed = gzip.compress(plain.read_bytes())
+    path = tmp_path / f"{name}.cat.fits.gz"
+    path.write_bytes(packed)
+    expected = unwise_tiles.read_tile(plain, CATALOGUE).columns
+    for column, values in unwise_tiles.read_tile(path, CATALOGUE).columns.items():
+        np.testing.assert_array_equal(values, expected[column])
+    for place in rng.integers(100, len(packed), 50).tolist():
+        for damaged in (
+            packed[:place],
+            packed[:place] + bytes([packed[place] ^ 1]) + packed[place + 1 :],
+        ):
+            path.write_bytes(damaged)
+            with pytest.raises(ShardError, match="truncated or damaged"):
+                unwise_tiles.read_tile(path, CATALOGUE)

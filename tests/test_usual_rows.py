@@ -32,9 +32,16 @@ def row_lines(table):
     return [f"{line}\n".encode() for line in csv_lines(table, ecsv=False)[1:]]
 
 
+def parse(lines):
+    """({name: array}, whether each line is read the fast way)."""
+    found, parsed, others = usual_rows.UsualRows(plan(), N_CELLS).parse(enumerate(lines), 999)
+    assert others == [(i, i, lines[i]) for i in np.flatnonzero(~parsed)]
+    return found, parsed
+
+
 def parsed_fast(lines):
     """Whether each line is read the fast way."""
-    return usual_rows.UsualRows(plan(), N_CELLS).parse(lines)[1].tolist()
+    return parse(lines)[1].tolist()
 
 
 def assert_same_bits(found, expected):
@@ -90,7 +97,7 @@ def test_any_digits_round_as_pythons_float_does_also_to_single_precision(column)
     parts, place = line.split(b'"'), 1 + 2 * ARRAYS.index(column)
     lines = [b'"'.join([*parts[:place], list_of(row), *parts[place + 1 :]]) for row in words]
     with np.errstate(over="ignore"):
-        found, parsed = usual_rows.UsualRows(plan(), N_CELLS).parse(lines)
+        found, parsed = parse(lines)
         expected = np.array([[float(word) for word in row] for row in words])
         expected = expected.astype(table[column].dtype)
     assert parsed.all()
@@ -112,7 +119,7 @@ def test_numbers_beside_the_arrays_round_as_the_careful_way_has_them(word):
     (line,) = row_lines(spectra(1))
     line = line.replace(b",55,0.9,", f",55,{word},".encode(), 1)
     with np.errstate(over="ignore"):
-        found, (parsed,) = usual_rows.UsualRows(plan(), N_CELLS).parse([line])
+        found, (parsed,) = parse([line])
         cells = csv_rows.split_cells(line)
         account = spectra_account.Account(FILE, plan(), RELEASE)
         expected = csv_rows.parse_rows([cells], plan(), RELEASE, account)
@@ -262,11 +269,15 @@ def test_members_of_a_compressed_file_are_read_one_after_another(tmp_path):
 
 def test_a_file_is_read_a_chunk_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_rows, "CHUNK_ROWS", 2)
-    held, parse = [], usual_rows.UsualRows.parse
+    monkeypatch.setattr(usual_rows, "BATCH_ROWS", 1)
+    held, table = [], csv_rows.CsvSpectra._table
     monkeypatch.setattr(
-        usual_rows.UsualRows,
-        "parse",
-        lambda self, lines: held.append(len(lines)) or parse(self, lines),
+        csv_rows.CsvSpectra,
+        "_table",
+        lambda self, rows: held.append(self._file.tell()) or table(self, rows),
     )
-    assert convert(write_csv(tmp_path / "in", csv_lines(spectra(7))), tmp_path / "data") == 0
-    assert held == [2, 2, 2, 1]
+    lines = csv_lines(spectra(7))
+    path = write_csv(tmp_path / "in", lines)
+    assert convert(path, tmp_path / "data") == 0
+    ends = np.cumsum([len(line) + 1 for line in lines])
+    assert held == [ends[-8], ends[-6], ends[-4], ends[-2]]
