@@ -15,12 +15,7 @@ PLAIN = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
 BITS = {"X": 1, "L": 8, "A": 8, "B": 8, "I": 16, "J": 32, "K": 64, "E": 32, "D": 64, "C": 64,
         "M": 128}  # fmt: skip
 FORMAT = re.compile(rf"(\d*)([{''.join(BITS)}])")
-NOT_PLAIN = (
-    "TSCAL",
-    "TZERO",
-    "TNULL",
-    "TDIM",
-)  # keywords of columns that are more than their bytes
+NOT_PLAIN = ("TSCAL", "TZERO", "TNULL", "TDIM")  # keywords of columns that are not only bytes
 PART_BYTES = 1 << 18
 BLANK = ord(" ")
 
