@@ -1,6 +1,10 @@
 """Small linear systems written out, and nuisances marginalised: TensorFlow, many stars at once."""
 
+import numpy as np
+
 from pipeline.quiet_tensorflow import tf
+
+SWEEPS = 6  # of rotations: off the diagonal, 1e-12 is left at most
 
 
 def cholesky_small(matrix, floor=1e-12):
@@ -33,6 +37,49 @@ def solve_small(factor, b):
     for i in reversed(range(k)):
         y[i] = (y[i] - sum((low[m][i] * y[m] for m in range(i + 1, k)), 0.0)) * inverse[i]
     return tf.stack(y)
+
+
+def eigen_small(matrix):
+    """Eigenvalues (k, B), in no order, and eigenvectors (k, k, B), one a row, of symmetric matrices
+    (k, k, B), k small: Jacobi's rotations, a fixed number of them, so that no matrix's answer
+    depends on its neighbours. Disjoint pairs of rows are rotated at once, and change places as the
+    players of a tournament do, so that all pairs meet in a sweep.
+    """
+    k, tiny = matrix.shape[0], np.finfo(matrix.dtype.as_numpy_dtype).tiny
+    n = k + k % 2
+    a = tf.pad(matrix, ((0, n - k), (0, n - k), (0, 0)))
+    places = tf.constant(_tournament(n))
+
+    def rotated(rows, cos, sin):
+        even, odd = rows[::2], rows[1::2]
+        pair = cos * even - sin * odd, sin * even + cos * odd
+        return tf.reshape(tf.stack(pair, 1), tf.shape(rows))
+
+    def turn(i, a, axes):
+        diagonal = tf.stack([a[j, j] for j in range(n)])
+        beside = tf.stack([a[j, j + 1] for j in range(0, n, 2)])
+        apart = diagonal[1::2] - diagonal[::2]
+        size = tf.abs(apart) + tf.sqrt(apart * apart + 4.0 * beside * beside) + tiny
+        tan = 2.0 * tf.where(apart < 0, -beside, beside) / size
+        cos = tf.math.rsqrt(1.0 + tan * tan)[:, None]
+        sin = tan[:, None] * cos
+        a = rotated(tf.transpose(rotated(a, cos, sin), (1, 0, 2)), cos, sin)
+        a = tf.gather(tf.gather(a, places), places, axis=1)
+        return i + 1, a, tf.gather(rotated(axes, cos, sin), places)
+
+    axes = tf.eye(n, dtype=a.dtype)[:, :, None] * tf.ones_like(a)
+    turns = SWEEPS * (n - 1)  # in a sweep, all come back to their places
+    _, a, axes = tf.while_loop(lambda i, *_: i < turns, turn, (0, a, axes))
+    return tf.stack([a[j, j] for j in range(k)]), axes[:k, :k]
+
+
+def _tournament(n):
+    """Who comes next to each of n places, of pairs (0, 1), (2, 3) ...: the first one stays."""
+    order = np.arange(n)
+    if n > 2:
+        order[2::2] = [1, *range(2, n - 2, 2)]
+        order[1::2] = [*range(3, n, 2), n - 2]
+    return order
 
 
 def marginal_chi2(residual, columns):

@@ -7,6 +7,7 @@ shows, too, whether the minimum is there.
 
 import numpy as np
 
+from fitting.algebra import eigen_small
 from fitting.minimiser import START_DAMPING, Minimiser, chosen, is_small
 from fitting.solutions import Settled, Stop
 from pipeline.quiet_tensorflow import compiled, tf
@@ -81,16 +82,16 @@ class Settler(Minimiser):
         """The precision (n, n, B) float64 at u (n, B), see `curved`, of the hessian there or beside
         it; and phi (B,) at u."""
         n_free = self.at.ln_plx
-        curvature, axes = principal_axes(hessian)  # (B, n_free), (B, n_free, n_free)
+        curvature, axes = principal_axes(hessian)
         steps = axes * tf.math.rsqrt(tf.where(curvature > 0, curvature, 1.0))[:, None]
-        steps = tf.pad(tf.cast(tf.transpose(steps, (2, 1, 0)), u.dtype), ((0, 0), (0, 1), (0, 0)))
-        points = u + tf.concat([tf.zeros_like(steps[:1]), steps, -steps], 0)  # (., n, B)
+        steps = tf.pad(tf.cast(steps, u.dtype), ((0, 0), (0, 1), (0, 0)))  # (axis, n, B)
+        points = u + tf.concat([tf.zeros_like(steps[:1]), steps, -steps], 0)
         points = tf.clip_by_value(points, self.at.lower[:, None], self.at.upper[:, None])
         phi = self.objective.values(points, data, whitening)
         rise = tf.minimum(phi[1 : n_free + 1], phi[n_free + 1 :]) - phi[0]  # 1/2 for a parabola
-        less = tf.clip_by_value(2.0 * tf.transpose(rise), LEAST_CURVATURE, 1.0) - 1.0
-        less = tf.cast(less, axes.dtype) * curvature
-        change = tf.transpose(tf.matmul(axes * less[:, None], axes, transpose_b=True), (1, 2, 0))
+        less = tf.clip_by_value(2.0 * rise, LEAST_CURVATURE, 1.0) - 1.0
+        less = (tf.cast(less, axes.dtype) * curvature)[:, None, None]
+        change = tf.reduce_sum(less * axes[:, :, None] * axes[:, None], 0)
         return hessian + tf.pad(change, ((0, 1), (0, 1), (0, 0))), phi[0] - whitening.ln_det
 
     def finish(self, data, u0, rows=None):
@@ -130,12 +131,12 @@ class Settler(Minimiser):
 
 
 def principal_axes(hessian):
-    """Curvatures (B, n - 1) and axes (B, n - 1, n - 1) of all coordinates but the last, ln plx, at
-    its best everywhere, of Hessians (n, n, B). Where one is not positive definite, they are 0."""
-    hessian = tf.transpose(hessian, (2, 0, 1))
-    plx = hessian[:, -1, :-1]
-    free = hessian[:, :-1, :-1] - plx[:, :, None] * plx[:, None] / hessian[:, -1:, -1:]
-    finite = tf.reduce_all(tf.math.is_finite(free), (1, 2))
-    curvature, axes = tf.linalg.eigh(tf.where(finite[:, None, None], free, 0.0))
-    proper = curvature[:, :1] > 0
-    return tf.where(proper, curvature, 0.0), tf.where(proper[:, :, None], axes, 0.0)
+    """Curvatures (n - 1, B) and axes (n - 1, n - 1, B), one a row, of all coordinates but the last,
+    ln plx, at its best everywhere, of Hessians (n, n, B). Where one is not positive definite, they
+    are 0."""
+    plx = hessian[-1, :-1]
+    free = hessian[:-1, :-1] - plx[:, None] * plx[None] / hessian[-1, -1]
+    finite = tf.reduce_all(tf.math.is_finite(free), (0, 1))
+    curvature, axes = eigen_small(tf.where(finite, free, 0.0))
+    proper = tf.reduce_min(curvature, 0) > 0
+    return tf.where(proper, curvature, 0.0), tf.where(proper, axes, 0.0)

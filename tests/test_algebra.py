@@ -6,7 +6,13 @@ import tensorflow as tf
 from model_oracle import slope
 from scipy import stats
 
-from fitting.algebra import cholesky_small, marginal_chi2, solve_small, student_misfit
+from fitting.algebra import (
+    cholesky_small,
+    eigen_small,
+    marginal_chi2,
+    solve_small,
+    student_misfit,
+)
 
 N_WL = 66
 
@@ -107,3 +113,35 @@ def test_student_misfit_is_that_of_the_multivariate_t_distribution():
 def test_student_misfit_becomes_half_chi2_for_many_degrees_of_freedom():
     chi2 = tf.constant([0.0, 1.0, 66.0, 400.0], tf.float64)
     np.testing.assert_allclose(student_misfit(chi2, 66.0, 1e9), chi2 / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7])
+def test_eigenvectors_of_small_matrices_are_those_of_lapack(k):
+    rng = np.random.default_rng(k)
+    root = rng.normal(size=(300, k, k + 1)) * 10.0 ** rng.uniform(-3, 4, (300, k, 1))
+    matrix = root @ root.transpose(0, 2, 1)
+    matrix[0], matrix[1] = 0.0, np.eye(k)
+    values, axes = (x.numpy() for x in eigen_small(tf.constant(matrix.transpose(1, 2, 0))))
+    axes = axes.transpose(2, 0, 1)  # (300, axis, coordinate)
+    np.testing.assert_allclose(
+        axes @ axes.transpose(0, 2, 1), np.eye(k)[None].repeat(300, 0), atol=1e-12
+    )
+    again = axes.transpose(0, 2, 1) @ (values.T[:, :, None] * axes)
+    largest = np.abs(matrix).max((1, 2), keepdims=True) + 1e-300
+    np.testing.assert_allclose(again / largest, matrix / largest, atol=1e-12)
+    expected = np.linalg.eigvalsh(matrix)
+    np.testing.assert_allclose(
+        np.sort(values.T, 1) / largest[:, :, 0], expected / largest[:, :, 0], atol=1e-12
+    )
+
+
+def test_eigenvectors_do_not_depend_on_the_neighbours():
+    rng = np.random.default_rng(2)
+    root = rng.normal(size=(5, 5, 64)) * 10.0 ** rng.uniform(-3, 4, (1, 5, 64))
+    matrix = np.einsum("ijn,kjn->ikn", root, root)
+    compiled = tf.function(eigen_small, jit_compile=True, autograph=False)
+    whole = compiled(tf.constant(matrix))
+    others = matrix * 1e6
+    others[:, :, 7] = matrix[:, :, 7]
+    for one, other in zip(whole, compiled(tf.constant(others)), strict=True):
+        np.testing.assert_array_equal(one[..., 7], other[..., 7])
