@@ -14,6 +14,41 @@ os.environ["XPFWD_REPORT"] = "off"
 # What is compiled runs a few times only: to optimise it takes longer than that saves.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+# What takes longest, a file or a group of files, begins, so that all processes end together.
+LONGEST = (
+    "demo_model", "test_labels_end_to_end", "test_figures", "test_star_solver", "test_samples",
+    "test_catalogue", "test_objective", "test_export_folder", "test_build_sky", "test_model",
+    "test_tap_jobs", "test_plot_catalogue", "test_run_stars", "test_sampler", "test_torture",
+    "test_compile_training_data", "test_compiled_programs", "test_star_page", "test_sampled",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Tests in the order of LONGEST."""
+
+    def place(item):
+        mark = item.get_closest_marker("xdist_group")
+        group = mark.args[0] if mark else item.path.stem
+        return LONGEST.index(group) if group in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadgroup`, whole files or groups of them go to a process, in their order: it
+    makes once what their tests share."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class WholeFiles(LoadGroupScheduling):
+        def _split_scope(self, nodeid):
+            return super()._split_scope(nodeid).split("::")[0]
+
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False
+    return WholeFiles(config, log)
+
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory):
