@@ -8,8 +8,6 @@ from demo_model import run_python, run_train
 from shard_case import run_code
 from test_lease import write_lease
 
-pytestmark = pytest.mark.xdist_group("demo_model")
-
 
 @pytest.fixture
 def finished(demo_model, tmp_path):
