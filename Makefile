@@ -35,7 +35,7 @@ stars: $(VENV)/run.stamp
 	@$(PY) demo/run_stars.py
 
 test: $(VENV)/dev.stamp
-	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+	@$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadscope
 
 test-tap: $(VENV)/dev.stamp
 	@$(PY) -m pytest -q -rs -m tap

@@ -14,6 +14,49 @@ os.environ["XPFWD_REPORT"] = "off"
 # What is compiled runs a few times only: to optimise it takes longer than that saves.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+# What takes longest, a file or a group of files, begins, so that all processes end together.
+LONGEST = (
+    "demo_model", "test_labels_end_to_end", "test_figures", "test_star_solver", "test_samples",
+    "test_catalogue", "test_objective", "test_export_folder", "test_build_sky", "test_model",
+    "test_tap_jobs", "test_plot_catalogue", "test_run_stars", "test_sampler", "test_torture",
+    "test_compile_training_data", "test_compiled_programs", "test_star_page", "test_sampled",
+)  # fmt: skip
+# Files of a group, whose tests need the same model and its solver: see `demo_model.quick`.
+GROUPS = {
+    "demo_model": {
+        "test_train", "test_train_check", "test_train_refusals", "test_train_resume", "test_xp_opt",
+        "test_xp_opt_files", "test_samples_files", "test_parallax_scale", "test_replaced_inputs",
+    }
+}  # fmt: skip
+
+
+def group_of(nodeid):
+    """The group that a test's file belongs to: itself, where it is in none."""
+    stem = nodeid.split("::")[0].rsplit("/")[-1].removesuffix(".py")
+    return next((group for group, stems in GROUPS.items() if stem in stems), stem)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests in the order of LONGEST."""
+    place = {group: k for k, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(group_of(item.nodeid), len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadscope`, whole groups go to a process, in their order: it makes once what
+    their tests share."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    if config.getvalue("dist") != "loadscope":
+        return None
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory):

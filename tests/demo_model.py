@@ -4,7 +4,9 @@ Nothing is compiled in these tests: that takes far longer than so few steps.
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import hashlib
 import os
 import subprocess
@@ -109,26 +111,35 @@ SOLVERS = {}  # of the models last used, for equal ones
 
 
 def _solver_of(model, batch_size=None, *, whole):
-    """A `StarSolver`: the one of an equal model, as the graphs of a new one take seconds."""
+    """A `StarSolver`: the one of an equal model, as the graphs of a new one take seconds. Which
+    stars are searched is in no graph: a training and step 10 have the same ones."""
     digest = hashlib.sha256()
-    for name, array in sorted(model.to_arrays().items()):
+    for name, array in sorted(dataclasses.replace(model, search=None).to_arrays().items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     key = digest.hexdigest()
     if key not in SOLVERS:
         while len(SOLVERS) > 3:
             del SOLVERS[next(iter(SOLVERS))]
         SOLVERS[key] = whole(model, BATCH_SIZE)
+    SOLVERS[key].model.search = model.search
     return SOLVERS[key]
+
+
+@functools.lru_cache(maxsize=4)
+def _density_of(objective, batch_size, *, whole):
+    """A `StarDensity`: the one of the same objective, as its graph takes seconds, too."""
+    return whole(objective, batch_size)
 
 
 @contextlib.contextmanager
 def quick():
     """The solver's descents as graphs, all else eagerly, nothing compiled; a training that warms up
     fast, saves its state often and calibrates at two brightnesses; a solver that gives up early;
-    small pictures."""
-    import model  # noqa: F401  # its own graphs, before they are made otherwise
+    an exported model that takes float32 alone; small pictures."""
+    import model  # and its own graphs, before they are made otherwise
     import train
     from fitting import held_out, minimiser, settling, star_solver, training
+    from fitting.sampling import samples
     from pipeline import quiet_tensorflow
     from pipeline.figures import style
     from pipeline.quiet_tensorflow import tf
@@ -142,12 +153,14 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quiet_tensorflow, "PROGRAMS", None)
         patch.setattr(tf, "function", graph)
+        patch.setattr(model, "EXPORTED_TYPES", (tf.float32,))
         patch.setattr(training, "WARM_UP_STEPS", 3)
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(held_out, "SIMULATED_LEVELS", 2)
         patch.setattr(minimiser, "INNER_STEPS", 2)
         patch.setattr(settling, "MORE_EVALUATIONS", (8,))
         patch.setattr(star_solver, "StarSolver", partial(_solver_of, whole=star_solver.StarSolver))
+        patch.setattr(samples, "StarDensity", partial(_density_of, whole=samples.StarDensity))
         for name in ("figure.dpi", "savefig.dpi"):
             patch.setitem(style.STYLE, name, 54)
         yield

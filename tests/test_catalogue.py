@@ -12,7 +12,6 @@ from model_case import (
     THETA_SCALE,
     add_direct,
     add_screens,
-    eagerly,
     make_model,
     make_solver,
     make_trained,
@@ -27,7 +26,6 @@ from fitting.catalogue import MIN_XP_FLUXES, infer, label_estimates, odd_columns
 from fitting.observed import FINE, StarData
 from fitting.parallaxes import doubted, tension
 from fitting.posterior import ErrorModel, estimates, pool, widened
-from fitting.star_solver import StarSolver
 from pipeline.schema import DEFAULT_LABELS, flags, inferred_columns
 
 BITS = flags.quality_flag(DEFAULT_LABELS)
@@ -331,9 +329,8 @@ def test_estimates_of_all_labels_are_in_their_order(direct_alone):
 def test_stars_with_other_labels_have_all_columns():
     labels = LABEL_SETS[4]
     model = make_model(labels)
-    solver, table = StarSolver(model, batch_size=N), odd_table(model)
-    with eagerly():
-        found = infer(table, solver, make_trained(model))
+    solver, table = make_solver(model), odd_table(model)
+    found = infer(table, solver, make_trained(model))
     declared = inferred_columns(labels)
     assert found.keys() == declared.keys()
     assert {f"{x.name}_confidence" for x in labels} < found.keys()

@@ -184,19 +184,25 @@ def test_a_map_of_the_mean_extinction_is_made_of_positions_or_of_ids(exported):
     assert abs(mean.mean() - 1) < 0.2
 
 
-def test_model_spectra_are_predicted_from_exported_parameters_of_mixed_types(exported, tmp_path):
+@pytest.fixture(scope="module")
+def flux_models(tmp_path_factory):
+    """A forward model, and the same one exported and loaded."""
     import tensorflow as tf
     from model_case import make_flux_model
 
     from model import export
 
+    model, path = make_flux_model(), tmp_path_factory.mktemp("saved") / "model"
+    export(model, path)
+    return model, tf.saved_model.load(str(path))
+
+
+def test_model_spectra_are_predicted_from_exported_parameters_of_mixed_types(exported, flux_models):
     layout, out, _ = exported
+    flux_model, saved = flux_models
     d = read_all_of(main_files(layout, out))
     rows = np.flatnonzero(d["quality_flags"] == 0)[:5]
     params = d["stellar_params_est"][rows]
-    flux_model = make_flux_model()
-    export(flux_model, tmp_path)
-    saved = tf.saved_model.load(str(tmp_path))
     theta, ext, plx = params[:, :3], params[:, -2], params[:, -1].astype("f8")
     z = flux_model.standardise(theta)
     xi = params[:, 3] if layout == "zg25" else np.zeros(len(rows), "f4")

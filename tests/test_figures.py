@@ -59,26 +59,18 @@ def group(name, n=100, n_labels=3):
     }
 
 
-def draw_all(folder, n, damage=lambda array: array, labels=DEFAULT_LABELS):
-    """Every figure from n stars; damage changes each array first. {name: path returned}."""
+def draw_labels(folder, n, damage=lambda array: array, labels=DEFAULT_LABELS):
+    """The figures of labels, from n stars; damage changes each array first. {name: path
+    returned}."""
     rng = np.random.default_rng(2)
-    n_labels = len(labels)
-    label, epoch = types(n, labels), np.arange(float(n))
-    loss = damage(3 + 40 * np.exp(-epoch / 10))
+    n_labels, label, number = len(labels), types(n, labels), np.arange(float(n))
     flux = damage(-0.5 * np.log(WAVELENGTHS) + np.zeros((n, 1)))
     chance, levels = rng.random(n), np.array([0.5, 0.9, 0.99])
     error = damage(np.full((n, n_labels), 0.1))
     confidences = {x.name: damage(chance) for x in labels}
     return {
-        "loss": figures.loss_history(folder / "loss.png", epoch, {"training": loss, "none": np.full(
-            n, np.nan)}, damage(np.full(n, 1e-3))),
-        "curve": figures.extinction_curve(folder / "curve.png", WAVELENGTHS, XI,
-                                          damage(curves())),
         "spectra": figures.model_spectra(folder / "spectra.png", WAVELENGTHS,
                                          {"dwarfs": (damage(label), flux)}, labels=labels),
-        "residuals": figures.residuals_by_wavelength(
-            folder / "residuals.png", WAVELENGTHS, damage(rng.normal(0, 0.02, (n, 66))),
-            damage(rng.normal(0, 1, (n, 66)))),
         "labels": figures.inferred_against_label(
             folder / "labels.png", damage(label), damage(estimates(label, labels)), error, error,
             labels=labels),
@@ -92,17 +84,38 @@ def draw_all(folder, n, damage=lambda array: array, labels=DEFAULT_LABELS):
         "coverage": figures.coverage(
             folder / "coverage.png", damage(rng.random((n, n_labels))), levels,
             damage(np.tile(levels[:, None], (1, n_labels))), labels=labels),
+        "trends": figures.scores_against(
+            folder / "trends.png", number[:6] + 13, {
+                (first, second): {"scatter": damage(error[:6]), "pull_width": 1 + error[:6]}
+                for first in ("a", "b") for second in ("x", "y")}, "G (mag)", labels=labels),
+    }  # fmt: skip
+
+
+def draw_stars(folder, n, damage=lambda array: array):
+    """As `draw_labels`: the figures of stars or epochs that show no label."""
+    rng, epoch = np.random.default_rng(2), np.arange(float(n))
+    loss = damage(3 + 40 * np.exp(-epoch / 10))
+    return {
+        "loss": figures.loss_history(folder / "loss.png", epoch, {"training": loss, "none": np.full(
+            n, np.nan)}, damage(np.full(n, 1e-3))),
+        "residuals": figures.residuals_by_wavelength(
+            folder / "residuals.png", WAVELENGTHS, damage(rng.normal(0, 0.02, (n, 66))),
+            damage(rng.normal(0, 1, (n, 66)))),
+        "outcomes": figures.outcomes(folder / "outcomes.png", {
+            "Stars": {f"star {i}": damage(np.array([0.7, 0.25, 0.05])) for i in range(min(n, 9))},
+            "None": {"nothing": damage(np.array([0.0, 1.0, 0.0]))}}),
+    }  # fmt: skip
+
+
+def draw_curves(folder, damage=lambda array: array):
+    """As `draw_labels`: the figures of extinction, the same for any stars."""
+    return {
+        "curve": figures.extinction_curve(folder / "curve.png", WAVELENGTHS, XI,
+                                          damage(curves())),
         "laws": figures.extinction_laws(
             folder / "laws.png", WAVELENGTHS, XI[1:4], damage(curves()[1:4]),
             {("law", "a"): damage(WAVELENGTHS ** -1.5), ("law", "b"): WAVELENGTHS ** -1.3},
             ("law", "a")),
-        "trends": figures.scores_against(
-            folder / "trends.png", epoch[:6] + 13, {
-                (first, second): {"scatter": damage(error[:6]), "pull_width": 1 + error[:6]}
-                for first in ("a", "b") for second in ("x", "y")}, "G (mag)", labels=labels),
-        "outcomes": figures.outcomes(folder / "outcomes.png", {
-            "Stars": {f"star {i}": damage(np.array([0.7, 0.25, 0.05])) for i in range(min(n, 9))},
-            "None": {"nothing": damage(np.array([0.0, 1.0, 0.0]))}}),
     }  # fmt: skip
 
 
@@ -143,29 +156,38 @@ def texts(figure):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n", [0, 1, 5, 400])
 def test_every_figure_is_drawn_for_few_stars(tmp_path, n):
-    assert_pictures(tmp_path, draw_all(tmp_path, n))
+    assert_pictures(tmp_path, draw_labels(tmp_path, n) | draw_stars(tmp_path, n))
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n_labels", [2, 4, 6])
 def test_every_figure_is_drawn_for_any_number_of_labels(tmp_path, n_labels):
-    assert_pictures(tmp_path, draw_all(tmp_path, 400, with_holes, LABEL_SETS[n_labels]))
+    assert_pictures(tmp_path, draw_labels(tmp_path, 400, with_holes, LABEL_SETS[n_labels]))
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n", [5, 60])
 def test_nan_and_inf_anywhere_are_left_out(tmp_path, n):
-    assert_pictures(tmp_path, draw_all(tmp_path, n, with_holes))
+    drawn = draw_labels(tmp_path, n, with_holes) | draw_stars(tmp_path, n, with_holes)
+    assert_pictures(tmp_path, drawn)
+
+
+def nothing(array):
+    return np.full(array.shape, np.nan)
 
 
 @pytest.mark.filterwarnings("error")
-def test_every_figure_is_drawn_where_nothing_is_finite(tmp_path):
-    assert_pictures(tmp_path, draw_all(tmp_path, 5, lambda array: np.full(array.shape, np.nan)))
+@pytest.mark.parametrize(("n", "damage"), [(5, nothing), (30, np.ones_like)])
+def test_every_figure_is_drawn_where_nothing_is_finite_or_all_stars_are_the_same(
+    tmp_path, n, damage
+):
+    assert_pictures(tmp_path, draw_labels(tmp_path, n, damage) | draw_stars(tmp_path, n, damage))
 
 
 @pytest.mark.filterwarnings("error")
-def test_every_figure_is_drawn_where_all_stars_are_the_same(tmp_path):
-    assert_pictures(tmp_path, draw_all(tmp_path, 30, np.ones_like))
+@pytest.mark.parametrize("damage", [np.copy, with_holes, nothing, np.ones_like])
+def test_curves_are_drawn_whatever_they_are(tmp_path, damage):
+    assert_pictures(tmp_path, draw_curves(tmp_path, damage))
 
 
 @pytest.mark.filterwarnings("error")

@@ -15,8 +15,6 @@ from pipeline.read import ShardReader, read_arrays
 from pipeline.schema import load_release
 from pipeline.write import write_arrays
 
-pytestmark = pytest.mark.xdist_group("demo_model")
-
 SCALE = "parallaxes of a made-up scale"
 
 

@@ -213,7 +213,6 @@ def infer(data_dir, model, *options):
     return run_inference(data_dir, model, *options)
 
 
-@pytest.mark.xdist_group("demo_model")
 def test_a_model_replaced_while_step_10_runs_makes_no_more_shards(
     sky, step10, demo_model, tmp_path, monkeypatch, capsys
 ):
@@ -241,7 +240,6 @@ def test_a_model_replaced_while_step_10_runs_makes_no_more_shards(
     }
 
 
-@pytest.mark.xdist_group("demo_model")
 def test_some_shards_by_another_model_than_the_others_are_refused_unless_told(
     sky, step10, demo_model, tmp_path, monkeypatch, capsys
 ):
@@ -266,7 +264,6 @@ def test_some_shards_by_another_model_than_the_others_are_refused_unless_told(
     assert "leaves out" not in capsys.readouterr().err
 
 
-@pytest.mark.xdist_group("demo_model")
 def test_a_whole_slurm_array_may_bring_a_new_model_and_a_part_of_one_may_not(
     sky, step10, demo_model, tmp_path, monkeypatch, capsys
 ):

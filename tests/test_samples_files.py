@@ -14,8 +14,6 @@ from fitting.sampling import sampler
 from pipeline.schema import FILES, Layout, flags
 from pipeline.select import shard_path
 
-pytestmark = pytest.mark.xdist_group("demo_model")
-
 N = 40
 UNKNOWN = 123456789
 

@@ -230,7 +230,6 @@ def test_a_signal_ends_step_7_without_a_training_set(tmp_path, monkeypatch, caps
     assert output_state(tmp_path / "training_data.h5", kind="training").status is not Status.PARTIAL
 
 
-@pytest.mark.xdist_group("demo_model")
 def test_a_signal_ends_a_training_which_goes_on_with_resume(
     demo_model, tmp_path, monkeypatch, capsys
 ):

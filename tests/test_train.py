@@ -21,8 +21,6 @@ from pipeline.quiet_tensorflow import tf
 from pipeline.read import ShardReader, read_arrays
 from pipeline.schema import DEFAULT_LABELS, Layout, load_release, resolved
 
-pytestmark = pytest.mark.xdist_group("demo_model")
-
 RESULTS = ("model.h5", "validation.h5")
 
 

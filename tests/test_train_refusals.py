@@ -13,8 +13,6 @@ from fitting.training_set import EXTINCTION, G_FLUX, LABELS
 from pipeline.schema import DEFAULT_LABELS, LabelSet
 from pipeline.schema.labels import parse_label
 
-pytestmark = pytest.mark.xdist_group("demo_model")
-
 
 @pytest.fixture(scope="module")
 def table(demo_model):

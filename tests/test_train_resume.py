@@ -21,8 +21,6 @@ from fitting.training import Trainer
 from pipeline.read import read_arrays
 from pipeline.write import write_arrays
 
-pytestmark = pytest.mark.xdist_group("demo_model")
-
 RESULTS = ("model.h5", "validation.h5")
 
 

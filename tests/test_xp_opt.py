@@ -27,8 +27,6 @@ from pipeline import joining
 from pipeline.read import ShardReader
 from pipeline.schema import DEFAULT_LABELS, LabelSet, Layout, flags, inferred_columns, resolved
 
-pytestmark = pytest.mark.xdist_group("demo_model")
-
 BITS = flags.quality_flag(DEFAULT_LABELS)
 INFERRED = inferred_columns(DEFAULT_LABELS)
 FLOATS = [name for name, data in INFERRED.items() if data.dtype.startswith("f")]

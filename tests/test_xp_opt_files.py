@@ -20,8 +20,6 @@ from pipeline.read import read_arrays
 from pipeline.select import shard_path
 from pipeline.write import write_arrays
 
-pytestmark = pytest.mark.xdist_group("demo_model")
-
 
 @pytest.fixture(autouse=True)
 def no_slurm(monkeypatch):
