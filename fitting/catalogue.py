@@ -137,17 +137,19 @@ def chi2_per_flux(found, data):
 
 def _solve_without_parallax(modes, data, solver, tense):
     """Put the solutions without parallax in the place of the second ones, of the stars `tense` (N,)
-    bool; their ln posterior is the one with the parallax."""
+    bool; their ln posterior and its curvature are those with the parallax."""
     rows = np.flatnonzero(tense)
     if not len(rows):
         return
     some = data.take(rows)
     hidden = some.without_parallax()
     free = solver.solve(hidden, solver.seen(hidden).direct, every_family=False).best
-    off = np.exp(free.u[:, solver.at.ln_plx]) - some.parallax
-    curved = solver.curved(some, free.u)
-    curved.phi = free.phi + 0.5 * (off / some.parallax_err) ** 2
-    modes.second.put(rows, curved)
+    k = solver.at.ln_plx
+    plx = np.exp(free.u[:, k])
+    off, steep = (plx - some.parallax) / some.parallax_err, plx / some.parallax_err
+    free.phi = free.phi + 0.5 * off**2
+    free.precision[:, k, k] += steep**2 + np.maximum(off * steep, 0.0)
+    modes.second.put(rows, free)
 
 
 def odd_columns(seen, data, model):
