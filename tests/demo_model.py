@@ -158,7 +158,7 @@ def quick():
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(held_out, "SIMULATED_LEVELS", 2)
         patch.setattr(minimiser, "INNER_STEPS", 2)
-        patch.setattr(settling, "MORE_EVALUATIONS", (8,))
+        patch.setattr(settling, "MORE_EVALUATIONS", (8, 24))
         patch.setattr(star_solver, "StarSolver", partial(_solver_of, whole=star_solver.StarSolver))
         patch.setattr(samples, "StarDensity", partial(_density_of, whole=samples.StarDensity))
         for name in ("figure.dpi", "savefig.dpi"):
