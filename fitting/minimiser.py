@@ -19,7 +19,7 @@ from pipeline.quiet_tensorflow import compiled, tf
 START_DAMPING = 1e-7
 DAMPING_FLOOR = 1e-3  # relative damping of a coordinate without curvature
 LEAST_DAMPING, MOST_DAMPING = 1e-7, 1e6
-CONVERGED_DECREASE = 0.02  # of phi, predicted, and gained: what is left is 0.1 sigma at most
+CONVERGED_DECREASE = 0.02  # of phi, predicted, and gained: what is left is some 0.1 sigma
 MOST_ASTRAY = 10.0  # of phi: a step up that may lead down
 INNER_STEPS = 4  # between two evaluations
 FIRST_EVALUATIONS = 3

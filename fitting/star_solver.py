@@ -103,10 +103,10 @@ class StarSolver(Settler):
         """`Modes` of N stars: start search, and descents from the starts worth it.
 
         Every start gets a few steps; those still close to a star's best, but not where it is, are
-        finished. Stars of which the model knows
-        (`StellarModel.search`) that there is hardly another mode start at the direct estimate
-        alone. Stars whose best fit is poor are searched again from all families. direct (2, N, K):
-        of `Seen`, or None; every_family: of `StartSearch.find`.
+        finished. Stars of which the model knows (`StellarModel.search`) that there is hardly
+        another mode start at the direct estimate alone. Stars whose best fit is poor are searched
+        again from all families. direct (2, N, K): of `Seen`, or None; every_family: of
+        `StartSearch.find`.
         """
         z_direct, sure, limit = None, np.zeros(len(data), bool), POOR_CHI2
         if direct is not None:
@@ -148,8 +148,7 @@ class StarSolver(Settler):
             worth = self._worth_finishing(found.with_rows(there), np.append(star, whose), n)
             worth = worth[worth < len(star)]
             star, found = star[worth], go_on(data, found.take(worth), star[worth])
-        ends = found
-        return self._modes(ends.with_rows(there), np.append(star, whose), n)
+        return self._modes(found.with_rows(there), np.append(star, whose), n)
 
     def _worth_finishing(self, trial, star, n):
         """Which of the descents `trial` of each of n stars to finish (an index array): the lowest,
